@@ -1,0 +1,1 @@
+"""What ships with Tunesmith: the base model, the product manual with its questions."""

@@ -1,0 +1,192 @@
+"""Publishing is atomic: a folder appears whole, with a manifest of SHA-256 sums, or not at all.
+
+Order: write under a hidden temporary name, sync every file, write and sync manifest.json last,
+rename, sync the parent. Readers accept only what `verify` accepts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import UserError
+
+MANIFEST = "manifest.json"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+@contextmanager
+def publishing(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder to write into; on a clean exit it becomes `target` with a manifest.
+
+    Raises:
+        UserError: `target` exists and `replace` is off, or the disk is full or failing.
+    """
+    if target.exists() and not replace:
+        raise UserError(f"{target} exists already.", code="exists", remedy="Choose another name, or delete it.")
+    draft = target.parent / f".{target.name}.tmp-{uuid.uuid4().hex[:8]}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        yield draft
+        _seal(draft)
+        if target.exists():
+            retired = target.parent / f".{target.name}.old-{uuid.uuid4().hex[:8]}"
+            target.rename(retired)
+            draft.rename(target)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            draft.rename(target)
+        sync_folder(target.parent)
+    except OSError as fault:
+        raise disk_error(fault, target) from fault
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write one file atomically: temporary name, sync, rename, sync the parent."""
+    draft = path.parent / f".{path.name}.tmp-{uuid.uuid4().hex[:8]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        sync_folder(path.parent)
+    except OSError as fault:
+        raise disk_error(fault, path) from fault
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON file atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a published folder, after every file's size and hash were compared.
+
+    Raises:
+        UserError: No manifest, a file is missing, was added, or differs.
+    """
+    manifest = read_manifest(folder)
+    listed = manifest["files"]
+    present = {name: path for name, path in _files(folder) if name != MANIFEST}
+    for name in sorted(set(listed) | set(present)):
+        if name not in present:
+            raise _damaged(folder, f"{name} is missing")
+        if name not in listed:
+            raise _damaged(folder, f"{name} is not in its manifest")
+        if present[name].stat().st_size != listed[name]["bytes"]:
+            raise _damaged(folder, f"{name} has {present[name].stat().st_size} bytes, not {listed[name]['bytes']}")
+        if sha256(present[name]) != listed[name]["sha256"]:
+            raise _damaged(folder, f"the contents of {name} do not match its SHA-256 sum")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest as written, unverified.
+
+    Raises:
+        UserError: It is absent or unreadable.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
+            return manifest
+    except (OSError, ValueError):
+        pass
+    raise _damaged(folder, "it has no readable manifest.json")
+
+
+def content_hash(folder: Path) -> str:
+    """One SHA-256 over the names and sums of a published folder: its address by content."""
+    files = read_manifest(folder)["files"]
+    lines = "".join(f"{files[name]['sha256']}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 sum in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Weights are safetensors only.
+
+    Raises:
+        UserError: A file that may run code when loaded is present.
+    """
+    for name, path in _files(folder):
+        if path.suffix in PICKLES and path.name != "training_args.bin":
+            raise UserError(
+                f"{name} is a pickle, which can run code when it is loaded.",
+                code="pickle_refused",
+                where=str(folder),
+                remedy="Convert it to safetensors (`save_pretrained` of transformers 5 does) and delete it.",
+            )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(fault: OSError, path: Path) -> UserError:
+    """An operating-system fault on writing as an error with what the user needs to mend it."""
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+        except OSError:
+            free = 0
+        return UserError(
+            f"the disk is full: {free:,} bytes are free.",
+            code="disk_full",
+            where=str(path),
+            remedy="Free some space and start again; nothing half-written was left.",
+        )
+    return UserError(f"cannot be written: {fault.strerror or fault}.", code="cannot_write", where=str(path))
+
+
+def _seal(draft: Path) -> None:
+    files = {}
+    for name, path in _files(draft):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    for folder in {path.parent for _, path in _files(draft)}:
+        sync_folder(folder)
+    with (draft / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"format": 1, "files": files}, file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(draft)
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    return sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+
+
+def _damaged(folder: Path, why: str) -> UserError:
+    return UserError(
+        f"the folder is incomplete or damaged: {why}.",
+        code="damaged",
+        where=str(folder),
+        remedy="Make it again, or use an earlier one.",
+    )

@@ -1,0 +1,168 @@
+"""A run folder: recipe.yaml environment.json data.json metrics.jsonl log.txt checkpoints/ model/ report.json.
+
+`ls` and `cat` can read it; `state.json` says how far it is. Only one process works on a run at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import UserError, suggest
+from tunesmith.core.publish import write_json, write_text
+
+PACKAGES = ("tunesmith", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run and the few things that are read from or written to them."""
+
+    path: Path
+
+    @staticmethod
+    def create(root: Path, stem: str) -> RunFolder:
+        """A new run `root/stem-N` with the smallest free N (from 1)."""
+        root.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((_number(p.name, stem) for p in root.iterdir()), default=0)
+        while True:
+            path = root / f"{stem}-{number}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            run = RunFolder(path)
+            run.checkpoints.mkdir()
+            return run
+
+    @staticmethod
+    def open(path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            UserError: There is no run here; the nearest names are suggested.
+        """
+        path = Path(path)
+        if (path / "recipe.yaml").is_file():
+            return RunFolder(path)
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = suggest(path.name, near).sentence() or "List your runs with `ls runs`."
+        raise UserError(f'"{path}" is not a run folder (it has no recipe.yaml);', code="unknown_run", remedy=hint)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    def write(self, name: str, value: Any) -> None:
+        """Write `name` (a .json file from a plain value, or any text) atomically."""
+        if name.endswith(".json"):
+            write_json(self.path / name, value)
+        else:
+            write_text(self.path / name, value)
+
+    def read_json(self, name: str) -> Any:
+        """The plain value of a JSON file of the run, None where it does not exist."""
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    @property
+    def state(self) -> str:
+        """`created`, `running`, `stopped`, `failed` or `finished`."""
+        state = self.read_json("state.json")
+        return str(state["state"]) if state else "created"
+
+    def set_state(self, state: str, **values: Any) -> None:
+        """Record where the run is, with the time."""
+        self.write("state.json", {"state": state, "at": now(), **values})
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, on disk when this returns."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl (a torn last line is left out)."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; the lock goes with the process, so a crash leaves none.
+
+        Raises:
+            UserError: Another process works on it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    "another process works on this run.",
+                    code="run_locked",
+                    where=str(self.path),
+                    remedy="Wait for it, or stop it.",
+                ) from None
+            yield
+
+
+def environment(**values: Any) -> dict[str, Any]:
+    """What else decided the numbers: versions, machine, threads. Holds no secret and no path."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "at": now(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "num_cores": os.cpu_count(),
+        "packages": versions,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else [],
+        **values,
+    }
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _number(name: str, stem: str) -> int:
+    tail = name.removeprefix(f"{stem}-")
+    return int(tail) if name.startswith(f"{stem}-") and tail.isdigit() else 0

@@ -1,0 +1,105 @@
+"""Settings: frozen pydantic classes whose faults become errors that name the right key.
+
+The same class checks the YAML, the `key=value` overrides, the REST body and the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tunesmith.core.errors import UserError, suggest
+
+S = TypeVar("S", bound="Settings")
+Locate = Callable[[tuple[str | int, ...]], tuple[str, str]]
+"""From a key path to (`file:line`, a frame of source lines); both empty where unknown."""
+
+
+class Settings(BaseModel):
+    """A frozen group of settings without unknown keys; the string below a field documents it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
+    )
+
+    def changed(self) -> dict[str, Any]:
+        """Only the fields that differ from their defaults, for short displays."""
+        return {
+            name: value
+            for name, field in type(self).model_fields.items()
+            if (value := getattr(self, name)) != field.get_default(call_default_factory=True)
+        }
+
+
+def validate(
+    cls: type[S],
+    values: Mapping[str, Any],
+    *,
+    place: str = "",
+    locate: Locate | None = None,
+    elsewhere: Mapping[str, list[str]] | None = None,
+) -> S:
+    """Build `cls` from plain values.
+
+    `place` is the dotted name of this group in the recipe ("train"), empty at the top.
+    `elsewhere` maps other places to their keys, for "`rank` is a setting of `method`".
+
+    Raises:
+        UserError: The first fault, with place, nearest right name and remedy.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as fault:
+        raise _user_error(cls, fault, place, locate, elsewhere) from None
+
+
+def _user_error(
+    cls: type[Settings],
+    fault: ValidationError,
+    place: str,
+    locate: Locate | None,
+    elsewhere: Mapping[str, list[str]] | None,
+) -> UserError:
+    first = fault.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return cause
+    path = tuple(part for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    where, frame = locate(path) if locate else ("", "")
+    key = str(path[-1]) if path else ""
+    group = ".".join([part for part in (place, *map(str, path[:-1])) if part]) or "the recipe"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(cls, path[:-1])
+        listing = "Its settings: " + ", ".join(known) + "." if known else "It has no settings."
+        hint = suggest(key, known, elsewhere).sentence() or listing
+        return UserError(
+            f'"{key}" is not a setting of {group};', code="unknown_setting", where=where, remedy=hint, frame=frame
+        )
+    name = ".".join([part for part in (place, *map(str, path)) if part])
+    if first["type"] == "missing":
+        return UserError(
+            f"`{name}` is missing.", code="missing_setting", where=where, remedy=f"Set `{name}`.", frame=frame
+        )
+    given = first.get("input")
+    shown = f"{given!r}"[:80]
+    return UserError(
+        f"`{name}` cannot be {shown}: {first['msg'].removeprefix('Value error, ')}.",
+        code="bad_value",
+        where=where,
+        frame=frame,
+    )
+
+
+def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    current: type[BaseModel] = cls
+    for part in path:
+        field = current.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if found is None:
+            break
+        current = found
+    return list(current.model_fields)

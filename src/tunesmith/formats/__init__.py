@@ -1,0 +1,1 @@
+"""Formats: one file is one shape of row. Recognised by themselves; `data.format` overrules."""

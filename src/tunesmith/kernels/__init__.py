@@ -1,0 +1,1 @@
+"""What makes it fast, each beside a plain reference that it is tested against."""

@@ -1,0 +1,1 @@
+"""Launchers: on how many processes and machines a training runs."""

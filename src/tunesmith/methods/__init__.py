@@ -1,0 +1,1 @@
+"""Methods: which parameters train."""

@@ -1,0 +1,62 @@
+"""What a method is: it decides which parameters train, and how they are saved, loaded and merged."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.plugins import Plugin
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+
+class Method(Plugin):
+    """Which parameters train. A new method must write `attach`; the rest has defaults."""
+
+    learning_rate: ClassVar[float] = 5e-5
+    """The peak learning rate used where the recipe says `train.lr: auto`."""
+    trains_base_weights: ClassVar[bool] = False
+    """Whether the base's own weights change, so that they are kept in fp32 while training."""
+    is_adapter: ClassVar[bool] = False
+    """Whether the result is a small set of weights beside an untouched base."""
+
+    @abstractmethod
+    def attach(self, model: Module) -> Module:
+        """The model to train, with `requires_grad` set on exactly what this method trains."""
+
+    def save(self, model: Module, folder: Path) -> None:
+        """Write what was trained so that transformers or peft alone can open it."""
+        raise NotImplementedError
+
+    def load(self, model: Module, folder: Path) -> Module:
+        """The base model with what `save` wrote. A missing or unexpected key is an error."""
+        raise NotImplementedError
+
+    def merge(self, model: Module) -> Module:
+        """A plain transformers model with the same outputs.
+
+        Raises:
+            UserError: The method cannot be merged, with the reason.
+        """
+        raise UserError(f"{self.name} cannot be merged into the base model.", code="cannot_merge")
+
+    def disabled(self, model: Module) -> AbstractContextManager[Any]:
+        """Within it the model answers as the base did.
+
+        Raises:
+            UserError: The base's weights were changed, so there is nothing to go back to.
+        """
+        raise UserError(f"{self.name} changes the base's weights; they cannot be switched off.", code="cannot_disable")
+
+    def set_training(self, model: Module) -> None:
+        """Put the model into training mode (frozen parts may stay in evaluation mode)."""
+        model.train()
+
+    def summary(self) -> str:
+        """The method in a few words for tables: `LoRA, rank 16`."""
+        settings = ", ".join(f"{key} {value}" for key, value in self.changed().items())
+        return f"{self.name}, {settings}" if settings else self.name

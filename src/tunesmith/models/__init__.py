@@ -1,0 +1,1 @@
+"""Models: loading, structure, likelihoods, generation, parity. The only place besides methods that knows peft."""

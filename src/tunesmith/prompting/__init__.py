@@ -1,0 +1,1 @@
+"""Prompting: how a question is put to a model that was not trained for it."""

@@ -1,0 +1,27 @@
+"""What prompting is: from an example to the messages that are sent to a model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from tunesmith.core.plugins import Plugin
+from tunesmith.core.records import ChatExample, Message, Passage
+
+Ask = Callable[[ChatExample], tuple[Message, ...]]
+"""From an example to the conversation that ends with the user's turn."""
+
+
+class Prompting(Plugin):
+    """How a question is put."""
+
+    needs_documents: ClassVar[bool] = False
+
+    @abstractmethod
+    def prepare(self, train: Sequence[ChatExample], documents: Sequence[Passage]) -> Ask:
+        """Index what is needed once; the result turns each example into a prompt. Never looks at the answer."""
+
+    def summary(self) -> str:
+        """The way of prompting in a few words for tables."""
+        return self.name.replace("_", "-")

@@ -1,0 +1,370 @@
+"""The recipe: everything that decides a run, in one YAML file.
+
+A recipe needs only `model` and `data.source`. What is left out has a default that the run prints and
+records; "auto" is chosen by a stated rule, and the recorded recipe holds what was chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.plugins import Plugin, build, find, names, plugin
+from tunesmith.core.settings import Locate, Settings, validate
+from tunesmith.formats.base import Format
+from tunesmith.launchers.base import Launcher
+from tunesmith.methods.base import Method
+from tunesmith.metrics.base import Metric
+from tunesmith.objectives.base import Objective
+from tunesmith.prompting.base import Prompting
+
+MAX_RECIPE_BYTES = 1_000_000
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ModelSettings(Settings):
+    """The base model."""
+
+    name: str
+    """A hub id, a folder, a run folder to go on from, or `tunesmith/base` (built in)."""
+    config: dict[str, Any] = {}
+    """Start from random weights of this transformers configuration (`model_type` and sizes) with `name`'s tokenizer."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """What products are computed in; `auto` measures this machine."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Leave it off unless you have read that code."""
+
+
+class SourceSettings(Settings):
+    """One of several sources that are mixed."""
+
+    path: str
+    """A file, a compressed file, or a folder of files."""
+    weight: PositiveFloat = 1.0
+    """How often its rows are drawn, relative to the others, per row."""
+
+
+class SplitSettings(Settings):
+    """How rows are held out; rows named by `data.validation` or `data.test` are never split again."""
+
+    validation: Share = 0.1
+    """Share of the rows kept for validation while training."""
+    test: Share = 0.0
+    """Share of the rows kept for the final scores."""
+    group_by: str = ""
+    """A column; rows with the same value stay on one side (a customer, a document)."""
+
+
+class DataSettings(Settings):
+    """Where rows come from and what is done to them."""
+
+    source: str | tuple[SourceSettings, ...]
+    """A file, a compressed file, a folder, or a list of `{path, weight}`."""
+    validation: str = ""
+    """A file of validation rows; otherwise they are split off the source."""
+    test: str = ""
+    """A file of held-out rows; otherwise they are split off the source."""
+    documents: str = ""
+    """Markdown or text files that retrieval searches."""
+    format: Annotated[Format, *plugin("formats")] | Literal["auto"] = "auto"
+    """The shape of the rows; `auto` recognises it."""
+    columns: dict[str, str] = {}
+    """Names for columns, from the file's to the format's: `{mr: input, ref: output}`."""
+    system: str = ""
+    """A system message put before every conversation that has none."""
+    split: SplitSettings = SplitSettings()
+    dedup: Literal["none", "exact", "near"] = "exact"
+    """Which repeated rows are left out (counted and shown): equal after normalising, or nearly equal too."""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read stops the run, or is put aside and counted."""
+    max_length: PositiveInt | Literal["model"] = "model"
+    """Longest example in tokens; `model` is the model's own context."""
+    limit: NonNegativeInt = 0
+    """Use only the first so many training rows after shuffling; 0 uses all."""
+
+
+class TrainSettings(Settings):
+    """How the weights are changed."""
+
+    epochs: PositiveFloat = 3.0
+    """Passes over the training rows."""
+    steps: NonNegativeInt = 0
+    """Optimiser steps; overrules `epochs` where not 0."""
+    tokens_per_step: PositiveInt = 8192
+    """Tokens that one optimiser step sees (the effective batch), whatever fits at once."""
+    micro_tokens: PositiveInt = 2048
+    """Tokens that go through the model at once; halved by itself when memory runs out."""
+    lr: PositiveFloat | Literal["auto"] = "auto"
+    """Peak learning rate; `auto` is the method's own."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: Share = 0.05
+    """Share of the steps in which the learning rate rises from 0."""
+    final_lr: Share = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay (AdamW) on matrices; never on norms and biases."""
+    beta1: Share = 0.9
+    """AdamW's decay of the gradient's mean."""
+    beta2: Share = 0.999
+    """AdamW's decay of the gradient's square."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm; 0 switches it off."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Put several examples into one row without attention between them; `auto` where the model can."""
+    validations: PositiveInt = 10
+    """How often validation rows are scored in a run, evenly spread."""
+    patience: NonNegativeInt = 4
+    """Stop after so many validations without a better loss; 0 never stops early."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the run ends with."""
+    checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints are kept."""
+    max_bad_steps: NonNegativeInt = 3
+    """Steps with a loss or gradient that is not a number, skipped before the run stops."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where else the numbers go. Nothing leaves the machine unless one is named here."""
+
+
+class GenerateSettings(Settings):
+    """How answers are generated."""
+
+    max_new_tokens: PositiveInt = 64
+    """Longest answer in tokens."""
+    temperature: NonNegativeFloat = 0.0
+    """0 always takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw only from the likeliest tokens that together have this probability."""
+
+
+class CompareRow(Settings):
+    """One row of a comparison: a way of prompting, and perhaps a method that is trained first."""
+
+    title: str = ""
+    """The row's name in tables; otherwise made from its settings."""
+    prompting: Annotated[Prompting, *plugin("prompting")] = Field(default="zero_shot", validate_default=True)  # type: ignore[assignment]
+    """How the question is put."""
+    method: Annotated[Method, *plugin("methods")] | None = None
+    """What is trained first; nothing where left out."""
+    train: dict[str, Any] = {}
+    """Settings of `train` for this row, over the recipe's."""
+
+
+class CompareSettings(Settings):
+    """The rows of `tunesmith compare`."""
+
+    rows: tuple[CompareRow, ...] = ()
+    """Left out: zero-shot, few-shot, retrieval (with `data.documents`), and the recipe's method."""
+    limit: NonNegativeInt = 0
+    """Score only the first so many held-out rows; 0 scores all."""
+
+
+class Recipe(Settings):
+    """Everything that decides a run."""
+
+    name: str = ""
+    """The run folder's stem; the recipe file's name where left out."""
+    model: ModelSettings
+    data: DataSettings
+    method: Annotated[Method, *plugin("methods")] = Field(default="lora", validate_default=True)  # type: ignore[assignment]
+    """Which parameters train."""
+    objective: Annotated[Objective, *plugin("objectives")] | Literal["auto"] = "auto"
+    """What is optimised; `auto` follows the rows: text → clm, chat → sft, label → classification, pair → seq2seq."""
+    train: TrainSettings = TrainSettings()
+    evaluate: tuple[Annotated[Metric, *plugin("metrics")], ...] | Literal["auto"] = "auto"
+    """Metrics of the held-out rows; `auto` follows the objective."""
+    generate: GenerateSettings = GenerateSettings()
+    compare: CompareSettings = CompareSettings()
+    launcher: Annotated[Launcher, *plugin("launchers")] = Field(default="local", validate_default=True)  # type: ignore[assignment]
+    """Where it runs."""
+    seed: NonNegativeInt = 1
+    """Seeds data order, initial weights of what is new, dropout and sampling."""
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the resolved settings: equal recipes have equal fingerprints."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file with `key=value` overrides applied.
+
+    Paths in `data` are taken from the working directory, as the shell would.
+
+    Raises:
+        UserError: The file is missing, is no YAML, or holds an unknown key or a bad value.
+    """
+    path = Path(path)
+    text = _read(path)
+    node = _compose(text, path)
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise UserError("a recipe is a mapping of settings.", code="bad_recipe", where=str(path), remedy=_MINIMAL)
+    for override in overrides:
+        apply_override(values, override)
+    values.setdefault("name", path.stem)
+    return make_recipe(values, locate=_locator(node, text, path))
+
+
+def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> Recipe:
+    """A recipe from plain values (YAML, REST, Python); short forms such as `model: NAME` are expanded."""
+    full = dict(values)
+    if isinstance(full.get("model"), str):
+        full["model"] = {"name": full["model"]}
+    if isinstance(full.get("evaluate"), str) and full["evaluate"] != "auto":
+        full["evaluate"] = [full["evaluate"]]
+    compare = full.get("compare")
+    if isinstance(compare, Mapping) and isinstance(compare.get("rows"), list | tuple):
+        rows = [{"prompting": row} if isinstance(row, str) else row for row in compare["rows"]]
+        full["compare"] = {**compare, "rows": rows}
+    for key, folder in (("method", "methods"), ("objective", "objectives"), ("launcher", "launchers")):
+        if key in full and full[key] != "auto":
+            full[key] = _build_at(folder, full[key], key, locate)
+    return validate(Recipe, full, locate=locate, elsewhere=_keys_by_place(full))
+
+
+def override_recipe(recipe: Recipe, **sections: Any) -> Recipe:
+    """A copy with some sections changed: `override_recipe(r, train={"epochs": 1}, seed=2)`."""
+    values = recipe.model_dump(mode="json")
+    for key, value in sections.items():
+        values[key] = {**values[key], **value} if isinstance(value, Mapping) and key in ("train", "data") else value
+    return make_recipe(values)
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Apply `train.lr=2e-4` to plain recipe values, in place; the right side is YAML.
+
+    Raises:
+        UserError: It is not of the form KEY=VALUE.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(
+            f'"{override}" is not of the form KEY=VALUE;', code="bad_override", remedy="for example: method.rank=32"
+        )
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    *groups, last = key.strip().split(".")
+    current = values
+    for group in groups:
+        inner = current.get(group)
+        if isinstance(inner, str):
+            inner = {"name": inner}
+        elif not isinstance(inner, dict):
+            inner = {"name": "lora"} if group == "method" and inner is None else {}
+        current[group] = inner
+        current = inner
+    current[last] = value
+
+
+_MINIMAL = "The smallest is:\nmodel: tunesmith/base\ndata: {source: rows.jsonl}"
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise UserError("a recipe is at most 1 MB.", code="bad_recipe", where=str(path))
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.y*ml"))[:3] if path.parent.is_dir() else []
+        remedy = "There are: " + ", ".join(near) + "." if near else "Write one, or start with `tunesmith demo`."
+        raise UserError("there is no such recipe.", code="no_file", where=str(path), remedy=remedy) from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise UserError(f"the recipe cannot be read: {fault}.", code="bad_recipe", where=str(path)) from None
+
+
+def _compose(text: str, path: Path) -> yaml.Node | None:
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                where = f"{path}:{line}"
+                raise UserError("aliases (*name) are not allowed in a recipe.", code="bad_recipe", where=where)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as fault:
+        mark = fault.problem_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"this is not YAML: {fault.problem}.", code="bad_yaml", where=where) from None
+    _refuse_repeated_keys(node, path)
+    return node
+
+
+def _refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                where = f"{path}:{key.start_mark.line + 1}"
+                raise UserError(f'"{key.value}" is set twice.', code="repeated_key", where=where, remedy="Keep one.")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(value, path)
+
+
+def _locator(root: yaml.Node | None, text: str, path: Path) -> Locate:
+    lines = text.splitlines()
+
+    def locate(keys: tuple[str | int, ...]) -> tuple[str, str]:
+        node, mark = root, None
+        for key in keys:
+            if isinstance(node, yaml.MappingNode):
+                pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+                if pair is None:
+                    break
+                mark, node = pair[0].start_mark, pair[1]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+                node = node.value[key]
+                mark = node.start_mark
+        if mark is None:
+            return str(path), ""
+        first = max(0, mark.line - 1)
+        shown = [f"{number + 1:>4} | {lines[number]}" for number in range(first, mark.line + 1)]
+        shown.append(f"     | {' ' * mark.column}{'^' * len(str(keys[-1]))}")
+        return f"{path}:{mark.line + 1}", "\n".join(shown)
+
+    return locate
+
+
+def _build_at(folder: str, spec: Any, key: str, locate: Locate | None) -> Plugin:
+    try:
+        built: Plugin = build(folder, spec)
+        return built
+    except UserError as fault:
+        if locate is None or fault.where:
+            raise
+        keys = list(spec) if isinstance(spec, dict) else []
+        wrong = [k for k in keys if f'"{k}"' in fault.message or f"{key}.{k}`" in fault.message] or keys[:1]
+        where, frame = locate((key, *wrong[:1]))
+        raise UserError(fault.message, code=fault.code, where=where, remedy=fault.remedy, frame=frame) from None
+
+
+def _keys_by_place(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    places = {
+        "model": list(ModelSettings.model_fields),
+        "data": list(DataSettings.model_fields),
+        "data.split": list(SplitSettings.model_fields),
+        "train": list(TrainSettings.model_fields),
+        "generate": list(GenerateSettings.model_fields),
+        "compare": list(CompareSettings.model_fields),
+    }
+    method = values.get("method", "lora")
+    name = method.name if isinstance(method, Plugin) else method if isinstance(method, str) else ""
+    if name in names("methods"):
+        places["method"] = list(find("methods", name).model_fields)
+    return places

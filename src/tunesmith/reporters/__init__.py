@@ -1,0 +1,1 @@
+"""Reporters draw the events that steps emit."""
