@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import Plugin
 from tunesmith.core.records import Outcome
 
@@ -27,6 +28,20 @@ class Metric(Plugin):
     higher_is_better: ClassVar[bool] = True
     title: ClassVar[str] = ""
     """The name in tables; the plug-in's own name where empty."""
+    is_rate: ClassVar[bool] = False
+    """The value is the share of rows that hit: statistics [R, 2] are (0 or 1, 1)."""
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """The least and the greatest value there can be."""
+
+    def key(self) -> str:
+        """The name scores are filed under, with the settings that were changed: `rouge:variant=rouge1`."""
+        return self.name + "".join(f":{setting}={value}" for setting, value in self.changed().items())
+
+    def heading(self) -> str:
+        """The name in tables, with what makes it special."""
+        changed = ", ".join(f"{value}" for value in self.changed().values())
+        title = self.title or self.name.replace("_", " ")
+        return f"{title} ({changed})" if changed else title
 
     @abstractmethod
     def statistics(self, outcomes: Sequence[Outcome]) -> Array:
@@ -43,3 +58,32 @@ class Metric(Plugin):
     def details(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """More than one number: per class, a confusion matrix. JSON values only."""
         return {}
+
+
+def hits(are_hit: Sequence[bool]) -> Array:
+    """Statistics of a rate: (1 where the row hits, 1), [R, 2]."""
+    return np.array([[float(is_hit), 1.0] for is_hit in are_hit]).reshape(len(are_hit), 2)
+
+
+def likelihoods(outcomes: Sequence[Outcome], metric: str) -> Array:
+    """(nats, tokens) of each row's reference, [R, 2].
+
+    Raises:
+        UserError: A row has no likelihood, no scored token, or one that is not a number.
+    """
+    for outcome in outcomes:
+        if outcome.nll_nats is None or outcome.num_scored_tokens < 1:
+            raise UserError(
+                f"the reference has no likelihood, so {metric} cannot be computed.",
+                code="no_likelihood",
+                where=outcome.origin,
+                remedy="The row needs an answer of at least one token, and a model that gives likelihoods.",
+            )
+        if not np.isfinite(outcome.nll_nats):
+            raise UserError(
+                f"the model gives the reference a loss of {outcome.nll_nats}.",
+                code="not_a_number",
+                where=outcome.origin,
+                remedy="The model has diverged: train it again with a lower `train.lr`.",
+            )
+    return np.array([[outcome.nll_nats, outcome.num_scored_tokens] for outcome in outcomes], dtype=np.float64)
