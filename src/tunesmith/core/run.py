@@ -107,11 +107,14 @@ class RunFolder:
         self.write("state.json", {"state": state, "at": now(), **values})
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, on disk when this returns."""
+        """Add one line to metrics.jsonl; NaN and infinity are refused."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+
+    def keep_metrics(self, last_step: int) -> None:
+        """Drop what was logged after `last_step`, so that a resumed run logs every step once."""
+        kept = [record for record in self.read_metrics() if record["step"] <= last_step]
+        write_text(self.metrics, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl (a torn last line is left out)."""

@@ -29,7 +29,7 @@ class Features:
     """One encoded example.
 
     `labels` has the length of `input_ids` (causal: the token itself where it is learnt, else -100),
-    or of the target (seq2seq), or one class index (classify). `weight` is what it adds to the batch's weight.
+    or of `target_ids` (seq2seq), or is one class index (classify). `weight` is what it adds to the batch's weight.
     """
 
     input_ids: tuple[int, ...]
@@ -39,10 +39,13 @@ class Features:
     num_cut: int = 0
     """Tokens left out because the example was longer than the limit."""
 
+    target_ids: tuple[int, ...] = ()
+    """Seq2seq only: what the decoder writes; `labels` scores it."""
+
     @property
     def num_tokens(self) -> int:
-        """Tokens the model reads and writes for this example, target included."""
-        return len(self.input_ids) + (len(self.labels) if len(self.labels) not in (1, len(self.input_ids)) else 0)
+        """Tokens that go through the model for this example, the target's included."""
+        return len(self.input_ids) + len(self.target_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,14 @@ class Layout:
 
 
 class Learner(Protocol):
-    """What an objective may use of the training: the model and where it is."""
+    """What an objective may use of the training."""
 
-    model: Module
+    @property
+    def model(self) -> Module:
+        """The model being trained, under the precision of the run."""
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Negative log-likelihood in nats of every labelled token of the batch, [N]."""
 
 
 class Objective(Plugin):
@@ -81,8 +89,13 @@ class Objective(Plugin):
     """Optimiser passes over one prepared batch (PPO: several)."""
 
     @abstractmethod
-    def encode(self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()) -> Features:
-        """Token ids and labels of one example, cut to `max_length` tokens; `labels` are the class names, in order."""
+    def encode(
+        self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
+    ) -> tuple[Features, ...]:
+        """The example as the model sees it: one piece of at most `max_length` tokens, several where text goes on.
+
+        `labels` are the class names, in order. A piece without a learnt token has weight 0.
+        """
 
     @abstractmethod
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
@@ -95,3 +108,29 @@ class Objective(Plugin):
     @abstractmethod
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         """The SUM of the loss over the batch's weight, and sums of other numbers to log."""
+
+
+def causal_batch(features: Sequence[Features], layout: Layout) -> Batch:
+    """Input ids and labels, [1, T] packed or [B, T] padded on the right, for models that read left to right."""
+    import torch
+
+    weight = sum(feature.weight for feature in features)
+    if layout.is_packed:
+        ids = [token for feature in features for token in feature.input_ids]
+        labels = [label for feature in features for label in feature.labels]
+        tensors = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+        return Batch(tensors, weight, lengths=tuple(len(feature.input_ids) for feature in features))
+    tensors = {
+        "input_ids": padded([feature.input_ids for feature in features], layout.pad_token_id),
+        "attention_mask": padded([(1,) * len(feature.input_ids) for feature in features], 0),
+        "labels": padded([feature.labels for feature in features], IGNORED),
+    }
+    return Batch(tensors, weight)
+
+
+def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows of whole numbers as one tensor [B, T], filled up on the right."""
+    import torch
+
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])

@@ -1,0 +1,119 @@
+"""Attention over several examples packed into one row, each of which sees only itself.
+
+The model gets `position_ids` that restart and `packed_lengths`; transformers hands both down to the attention
+function registered here. Whether an architecture really does is tested on the model itself before training
+(`is_equal_packed`), because it cannot be read off a configuration.
+Legend: B batch (1 here), H query heads, K key/value heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "tunesmith_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    packed_lengths: Sequence[int],
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each of the packed examples: [B, T, H, D].
+
+    `packed_lengths` are the examples' lengths in order; they add up to T.
+    """
+    if softcap is not None:
+        raise NotImplementedError("attention with softcapping is not packed")
+    groups = query_BHTD.shape[1] // key_BKTD.shape[1]
+    if groups > 1:
+        key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
+        value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
+    lengths = list(packed_lengths)
+    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
+    outputs = [
+        _causal_attention(query, key, value, dropout=dropout, scaling=scaling, window=sliding_window)
+        for query, key, value in parts
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def reference_packed_attention(
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, lengths: Sequence[int], scaling: float | None = None
+) -> Tensor:
+    """The same by one block-diagonal causal mask over the whole row, in plain products: [B, T, H, D]."""
+    groups = query_BHTD.shape[1] // key_BKTD.shape[1]
+    key = key_BKTD.repeat_interleave(groups, dim=1)
+    value = value_BKTD.repeat_interleave(groups, dim=1)
+    scale = scaling if scaling is not None else query_BHTD.shape[-1] ** -0.5
+    example_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    mask_TT = (example_T[:, None] == example_T[None, :]).tril()
+    scores = (query_BHTD @ key.transpose(-1, -2) * scale).masked_fill(~mask_TT, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+@contextmanager
+def packing(model: nn.Module) -> Iterator[None]:
+    """Within it the model's attention is cut at the borders given by `packed_lengths`."""
+    config: Any = model.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def packed_inputs(lengths: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The arguments of a packed forward pass beside `input_ids`: positions [1, T] that restart, and the lengths."""
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+    return {"position_ids": positions, "packed_lengths": tuple(lengths), "use_cache": False}
+
+
+@torch.no_grad()
+def is_equal_packed(model: nn.Module, vocabulary_size: int) -> bool:
+    """Whether this very model gives packed examples the hidden states that it gives them alone (two short probes)."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    probes = [torch.randint(vocabulary_size, (1, length), generator=generator).to(device) for length in (5, 8)]
+    was_training = model.training
+    model.eval()
+    try:
+        alone = torch.cat([model(input_ids=probe, use_cache=False).logits for probe in probes], dim=1)
+        with packing(model):
+            packed = model(input_ids=torch.cat(probes, dim=1), **packed_inputs((5, 8), device)).logits
+    except (TypeError, KeyError, ValueError, NotImplementedError, AttributeError, RuntimeError):
+        return False  # the architecture does not take these arguments; rows are padded instead
+    finally:
+        model.train(was_training)
+    tolerance = 2e-2 if alone.dtype == torch.bfloat16 else 1e-3
+    return bool(torch.allclose(alone.float(), packed.float(), rtol=tolerance, atol=tolerance * float(alone.abs().max())))
+
+
+def _causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float | None, window: int | None
+) -> Tensor:
+    length = query.shape[2]
+    if window is None or length <= window:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+    distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)[None, :]
+    mask = (distance >= 0) & (distance < window)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+
+
+AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,40 @@
+"""Learn the assistant's answers in conversations (supervised and instruction fine-tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tunesmith.core.records import ChatExample, Example
+from tunesmith.data.template import encode_chat
+from tunesmith.objectives.base import IGNORED, Batch, Features, Layout, Learner, Metrics, Objective, Task, causal_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SFT(Objective):
+    """-sum log p(y_t | x, y_<t) over the assistant's tokens, its end of turn included; the rest is context."""
+
+    task: ClassVar[Task] = "causal"
+    accepts: ClassVar[tuple[type[Example], ...]] = (ChatExample,)
+
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Which tokens are learnt: the assistant's turns, or the whole conversation."""
+
+    def encode(
+        self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
+    ) -> tuple[Features, ...]:
+        assert isinstance(example, ChatExample), type(example)
+        chat = encode_chat(tokenizer, example.messages, tools=example.tools, max_length=max_length)
+        learnt = [self.train_on == "all" or is_trained for is_trained in chat.is_trained]
+        targets = [token if is_learnt else IGNORED for token, is_learnt in zip(chat.input_ids, learnt, strict=True)]
+        targets[0] = IGNORED  # nothing stands before the first token
+        weight = float(sum(target != IGNORED for target in targets))
+        return (Features(tuple(chat.input_ids), tuple(targets), weight, num_cut=chat.num_cut),)
+
+    def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
+        return causal_batch(features, layout)
+
+    def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
+        return learner.token_losses(batch).sum(), {}

@@ -1,0 +1,80 @@
+"""The model under training, with its precision, its layout of batches and its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.kernels.packed_attention import is_equal_packed
+from tunesmith.methods.base import Method
+from tunesmith.models.load import Loaded
+from tunesmith.models.logprobs import Likelihood
+from tunesmith.objectives.base import Batch, Features, Layout, Metrics, Objective
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What an objective and the loop use: the model, and how batches reach it."""
+
+    model: nn.Module
+    method: Method
+    objective: Objective
+    layout: Layout
+    device: torch.device
+    precision: Literal["bf16", "fp32"]
+    likelihood: Likelihood | None
+
+    @staticmethod
+    def make(
+        loaded: Loaded,
+        model: nn.Module,
+        *,
+        method: Method,
+        objective: Objective,
+        precision: Literal["bf16", "fp32"],
+        packing: Literal["auto", "on", "off"],
+    ) -> Learner:
+        """A learner for `model`, which is `loaded.model` with the method attached.
+
+        Raises:
+            UserError: Packing is asked for, but this model's examples would see each other.
+        """
+        device = next(model.parameters()).device
+        config: Any = loaded.model.config
+        is_packed = objective.task == "causal" and packing != "off" and is_equal_packed(model, config.vocab_size)
+        start = getattr(config, "decoder_start_token_id", None)
+        layout = Layout(is_packed, loaded.tokenizer.pad_token_id, 0 if start is None else start)
+        likelihood = None
+        if objective.task != "classify":
+            likelihood = Likelihood(model, is_causal=objective.task == "causal")
+        return Learner(model, method, objective, layout, device, precision, likelihood)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Products in bf16 where the run uses it; weights that train stay in fp32."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def batch(self, features: Sequence[Features]) -> Batch:
+        """A micro-batch on the model's device."""
+        batch = self.objective.collate(features, self.layout)
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        return replace(batch, tensors=moved)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The objective's SUM over the batch, and sums to log."""
+        with self.autocast():
+            return self.objective.loss(self, self.objective.prepare(self, batch))
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        assert self.likelihood is not None, "a classifier has no token losses"
+        return self.likelihood(batch).nats_N
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What trains, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
