@@ -1,0 +1,410 @@
+"""Evaluate: every answer, scores with intervals, the clock and the memory, for anything that answers.
+
+Metrics that need the same pass (answers, likelihood, labels) share it, and the passes' outcomes are merged row by
+row. Batched answers give the total time; seconds per answer are measured one by one, as a user would wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.events import Emit, Finished, Progress, Started, silent
+from tunesmith.core.events import Metric as MetricEvent
+from tunesmith.core.home import Home
+from tunesmith.core.intervals import Difference, difference, score
+from tunesmith.core.plugins import build
+from tunesmith.core.records import ChatExample, Example, LabelExample, Outcome, PairExample, Score, TextExample
+from tunesmith.metrics.base import Metric
+from tunesmith.prompting.base import Ask
+from tunesmith.recipe import DataSettings, GenerateSettings, ModelSettings, Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from tunesmith.core.store import Store
+    from tunesmith.models.predict import Predictor
+
+NUM_TIMED = 12
+"""Rows that are answered one by one for the latency; more would cost more time than they add certainty."""
+KEY_VARIABLE = "TUNESMITH_API_KEY"
+"""The environment variable that holds the key of an OpenAI-compatible URL, where it wants one."""
+DEFAULTS = {
+    "clm": ("perplexity",),
+    "sft": ("perplexity", "exact_match", "rouge"),
+    "classification": ("accuracy", "f1"),
+    "seq2seq": ("perplexity", "bleu", "rouge"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of answering a set of rows."""
+
+    scores: tuple[Score, ...]
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+    """Wall-clock seconds of all passes, batched."""
+    seconds_per_answer: float | None
+    """One row at a time, the mean of a few; None where nothing was answered or timed."""
+    peak_bytes: int
+
+    def score(self, name: str) -> Score:
+        """The score of the metric with this name or key."""
+        return next(score for score in self.scores if name in (score.metric, score.metric.partition(":")[0]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "scores": [asdict(score) for score in self.scores],
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+            "seconds": self.seconds,
+            "seconds_per_answer": self.seconds_per_answer,
+            "peak_bytes": self.peak_bytes,
+            "num_rows": len(self.outcomes),
+        }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A target, ready to answer."""
+
+    predictor: Predictor
+    title: str
+    task: str
+    objective: str
+    """Empty where the target does not say."""
+    recipe: Recipe | None
+
+
+def evaluate(
+    target: str,
+    *,
+    data: str = "",
+    metrics: Sequence[str | Metric] = (),
+    limit: int = 0,
+    emit: Emit = silent,
+    home: Home | None = None,
+) -> Evaluation:
+    """Score a run, a model, a registered version or an OpenAI-compatible URL on held-out rows.
+
+    Without `data` a run is scored on its own held-out rows (test, else validation).
+
+    Raises:
+        UserError: The target or the data cannot be opened, or they do not fit each other or the metrics.
+    """
+    started = time.perf_counter()
+    chosen = [build("metrics", _spec(metric)) for metric in metrics]  # wrong names before anything is loaded
+    opened = open_target(target, home or Home.open())
+    examples = held_out(data, opened, limit)
+    objective = opened.objective or objective_of(examples)
+    chosen = chosen or list(default_metrics(objective, examples))
+    names = ", ".join(metric.key() for metric in chosen)
+    emit(Started("evaluate", opened.title, {"target": target, "rows": len(examples), "metrics": names}))
+    evaluation = evaluate_predictor(
+        opened.predictor,
+        examples,
+        chosen,
+        generate=opened.recipe.generate if opened.recipe else GenerateSettings(),
+        seed=opened.recipe.seed if opened.recipe else 1,
+        emit=emit,
+        step="evaluate",
+    )
+    emit(MetricEvent("evaluate", score_values(evaluation.scores), label=opened.title, seconds=evaluation.seconds))
+    emit(Finished("evaluate", f"{len(examples)} rows scored", time.perf_counter() - started))
+    return evaluation
+
+
+def evaluate_predictor(  # noqa: PLR0913 - one call says everything about a measurement
+    predictor: Predictor,
+    examples: Sequence[Example],
+    metrics: Sequence[Metric],
+    *,
+    ask: Ask | None = None,
+    generate: GenerateSettings | None = None,
+    seed: int = 1,
+    emit: Emit = silent,
+    step: str = "evaluate",
+    num_timed: int = NUM_TIMED,
+) -> Evaluation:
+    """Scores and answers of one predictor; `ask` puts the questions (the example's own prompt where left out).
+
+    `num_timed` 0 leaves out the one-by-one clock.
+
+    Raises:
+        UserError: There are no rows, or a metric needs what the rows or the predictor do not have.
+    """
+    from tunesmith.models.machine import peak_memory_bytes
+
+    needs = {metric.needs for metric in metrics}
+    for metric in metrics:
+        _refuse_unfit(metric, examples)
+    generate = generate or GenerateSettings()
+    passes = _Passes(predictor, examples, ask or own_prompt, generate, emit, step)
+    started = time.perf_counter()
+    merged = _merge([passes.run(need) for need in ("answers", "labels", "likelihood") if need in needs], examples)
+    seconds = time.perf_counter() - started
+    return Evaluation(
+        scores=tuple(score(metric, merged, seed) for metric in metrics),
+        outcomes=tuple(merged),
+        seconds=seconds,
+        seconds_per_answer=passes.seconds_per_answer(needs, num_timed),
+        peak_bytes=peak_memory_bytes(),
+    )
+
+
+def before_after(
+    metrics: Sequence[Metric], before: Evaluation, after: Evaluation, *, seed: int = 1
+) -> tuple[Difference, ...]:
+    """After minus before of every metric, on the same rows, with intervals."""
+    return tuple(difference(metric, after.outcomes, before.outcomes, seed) for metric in metrics)
+
+
+def default_metrics(objective: str, examples: Sequence[Example] = ()) -> tuple[Metric, ...]:
+    """The metrics an objective is judged by; facts first where every row names some."""
+    names = DEFAULTS.get(objective, ("perplexity",))
+    if examples and objective in ("sft", "seq2seq") and all(example.fields.get("facts") for example in examples):
+        names = ("fact_match", *names)
+    return tuple(build("metrics", name) for name in names)
+
+
+def score_values(scores: Sequence[Score]) -> dict[str, float]:
+    """Scores as the values of an event: `fact_match`, `fact_match_low`, `fact_match_high`."""
+    values = {}
+    for one in scores:
+        values |= {one.metric: one.value, f"{one.metric}_low": one.low, f"{one.metric}_high": one.high}
+    return values
+
+
+def objective_of(examples: Sequence[Example]) -> str:
+    """The objective that rows of this kind are for."""
+    kinds = {TextExample: "clm", ChatExample: "sft", LabelExample: "classification", PairExample: "seq2seq"}
+    return next((kinds[type(example)] for example in examples if type(example) in kinds), "sft")
+
+
+def own_prompt(example: ChatExample) -> tuple[Any, ...]:
+    """An `Ask` that puts the example's own prompt."""
+    return example.prompt
+
+
+def metric_of(text: str) -> Metric:
+    """A metric from the form the command line and the scores use: `f1`, `f1:average=micro`.
+
+    Raises:
+        UserError: No such metric or setting.
+    """
+    metric: Metric = build("metrics", _spec(text))
+    return metric
+
+
+def held_out(data: str, opened: Opened, limit: int = 0) -> tuple[Example, ...]:
+    """The rows to score: those of a file, or the run's own.
+
+    Raises:
+        UserError: There are none.
+    """
+    from tunesmith.data.load import load_data, read_examples
+
+    if data:
+        settings = opened.recipe.data if opened.recipe else DataSettings(source=data)
+        examples = tuple(read_examples(data, settings.model_copy(update={"source": data})).examples)
+    elif opened.recipe:
+        loaded = load_data(opened.recipe.data, seed=opened.recipe.seed)
+        examples = loaded.test or loaded.validation
+    else:
+        raise UserError("this target has no held-out rows of its own.", code="no_data", remedy="Name a file: --data.")
+    if not examples:
+        raise UserError("there are no rows to score.", code="no_rows", where=data, remedy="Name a file that has some.")
+    return examples[:limit] if limit else examples
+
+
+def open_target(target: str, home: Home) -> Opened:
+    """A predictor from a URL (`http://host/v1#model`), a run, a registered `name@alias`, a folder or a hub name.
+
+    Raises:
+        UserError: Nothing of that name can be opened.
+    """
+    if target.startswith(("http://", "https://")):
+        return _open_url(target)
+    from tunesmith.models.predict import LocalPredictor
+
+    loaded, recipe = _load(target, home)
+    return Opened(
+        predictor=LocalPredictor(loaded),
+        title=target,
+        task=loaded.task,
+        objective=str(loaded.card.get("objective", "")),
+        recipe=recipe,
+    )
+
+
+def _load(target: str, home: Home) -> tuple[Any, Recipe | None]:
+    from tunesmith.models.load import load_base, load_trained
+    from tunesmith.models.machine import preferred_precision
+
+    folder = _trained_folder(target, home)
+    if folder:
+        recipe = folder / "recipe.yaml"
+        return load_trained(folder / "model"), read_recipe(recipe) if recipe.is_file() else None
+    if Path(target).is_dir():
+        return load_trained(Path(target)), None
+    precision = preferred_precision("auto")[0]
+    settings = ModelSettings(name=target)
+    return load_base(settings, "causal", trains_base_weights=False, precision=precision, seed=1), None
+
+
+def _trained_folder(target: str, home: Home) -> Path | None:
+    """The folder of a run or of a registered version, None where the target is neither."""
+    for path in (Path(target), home.runs / target):
+        if (path / "recipe.yaml").is_file():
+            return path
+    if Path(target).exists() or "/" in target:
+        return None
+    if "@" in target or ":" in target:
+        return _store(home).version(target).folder
+    return _store(home).version(target).folder if home.database.is_file() and target in _store(home).names() else None
+
+
+def _store(home: Home) -> Store:
+    from tunesmith.core.store import Store
+
+    return Store.open(home)
+
+
+def _open_url(target: str) -> Opened:
+    import os
+
+    from tunesmith.models.predict import RemotePredictor
+
+    url, _, model = target.partition("#")
+    if not model:
+        model = _only_model(url)
+    predictor = RemotePredictor(url, model, os.environ.get(KEY_VARIABLE, ""))
+    return Opened(predictor=predictor, title=f"{model} at {url}", task="causal", objective="sft", recipe=None)
+
+
+def _only_model(url: str) -> str:
+    import httpx
+
+    try:
+        names = [model["id"] for model in httpx.get(f"{url.rstrip('/')}/models", timeout=10).json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as fault:
+        raise UserError(
+            f"no list of models could be read ({fault}).",
+            code="no_server",
+            where=url,
+            remedy="Give the address up to /v1 and the model: http://host:8321/v1#name",
+        ) from None
+    if len(names) == 1:
+        return str(names[0])
+    raise UserError(
+        f"the server has {len(names)} models: {', '.join(map(str, names[:8]))}.",
+        code="which_model",
+        where=url,
+        remedy=f"Say which: {url}#{names[0] if names else 'name'}",
+    )
+
+
+class _Passes:
+    """The passes over the rows that metrics need."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        examples: Sequence[Example],
+        ask: Ask,
+        generate: GenerateSettings,
+        emit: Emit,
+        step: str,
+    ) -> None:
+        self.predictor, self.examples, self.ask, self.generate = predictor, examples, ask, generate
+        self.emit, self.step = emit, step
+
+    def run(self, need: str) -> list[Outcome]:
+        return self._pass(need, self.examples, self._on_progress(need))
+
+    def seconds_per_answer(self, needs: set[Any], num_timed: int) -> float | None:
+        need = next((need for need in ("answers", "labels") if need in needs), "")
+        if not need or not num_timed:
+            return None
+        rows = spread(self.examples, num_timed)
+        self._pass(need, rows[:1], _nothing)  # the first of a shape is slower
+        started = time.perf_counter()
+        for row in rows:
+            self._pass(need, [row], _nothing)
+        return (time.perf_counter() - started) / len(rows)
+
+    def _pass(self, need: str, examples: Sequence[Any], on_progress: Callable[[int, int], None]) -> list[Outcome]:
+        if need == "answers":
+            return self.predictor.answer(examples, self.ask, self.generate, on_progress)
+        if need == "labels":
+            return self.predictor.classify(examples, on_progress)
+        return self.predictor.likelihood([_as_asked(example, self.ask) for example in examples], on_progress)
+
+    def _on_progress(self, label: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.emit(Progress(self.step, done, total, label=label, unit="rows"))
+
+
+def spread(rows: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` rows, evenly spread, first included."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _as_asked(example: Example, ask: Ask) -> Example:
+    """The example as this way of prompting puts it, with only its own answer scored."""
+    if ask is own_prompt or not isinstance(example, ChatExample):
+        return example
+    asked = tuple(replace(message, weight=0.0) for message in ask(example))
+    return replace(example, messages=(*asked, example.messages[len(example.prompt)]))
+
+
+def _merge(passes: Sequence[Sequence[Outcome]], examples: Sequence[Example]) -> list[Outcome]:
+    for outcomes in passes:
+        origins = [outcome.origin for outcome in outcomes]
+        assert origins == [str(example.origin) for example in examples], origins[:3]
+    merged = list(passes[0]) if passes else []
+    for outcomes in passes[1:]:
+        merged = [
+            replace(kept, nll_nats=other.nll_nats, num_scored_tokens=other.num_scored_tokens)
+            for kept, other in zip(merged, outcomes, strict=True)
+        ]
+    return merged
+
+
+def _refuse_unfit(metric: Metric, examples: Sequence[Example]) -> None:
+    if not examples:
+        raise UserError("there are no rows to score.", code="no_rows", remedy="Name a file that has some.")
+    kinds: tuple[type[Example], ...] = {
+        "answers": (ChatExample, PairExample),
+        "labels": (LabelExample,),
+        "likelihood": (TextExample, ChatExample, PairExample),
+    }[metric.needs]
+    unfit = next((example for example in examples if not isinstance(example, kinds)), None)
+    if unfit:
+        fitting = ", ".join(default.key() for default in default_metrics(objective_of([unfit])))
+        raise UserError(
+            f'the metric "{metric.key()}" cannot be used on rows of this kind ({_kind(unfit)}).',
+            code="metric_unfit",
+            where=str(unfit.origin),
+            remedy=f"Fitting: {fitting}.",
+        )
+
+
+def _kind(example: Example) -> str:
+    return {"TextExample": "plain text", "ChatExample": "chat", "LabelExample": "text and label"}.get(
+        type(example).__name__, "source and target"
+    )
+
+
+def _spec(metric: str | Metric) -> Any:
+    if not isinstance(metric, str):
+        return metric
+    name, *settings = metric.split(":")
+    pairs = [setting.partition("=") for setting in settings]
+    return {"name": name, **{key: value for key, _, value in pairs}}
+
+
+def _nothing(done: int, total: int) -> None:
+    """Say nothing about progress."""
