@@ -1,6 +1,8 @@
 """What steps say while they work: small frozen records. Reporters draw them; steps know no terminal.
 
 Every step takes `emit: Emit`. Quantities carry their unit in the name; `values` has the names of metrics.jsonl.
+A score with an interval is three values: `fact_match`, `fact_match_low`, `fact_match_high`.
+Steps nest (compare starts train): reporters show the outermost in full and the inner ones in short.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ class Started:
     title: str = ""
     values: Mapping[str, Value] = field(default_factory=dict)
     lines: tuple[tuple[str, str], ...] = ()
+    at: int | None = None
+    """Its place among the parts of the step around it (`of`), from 1: the 3/9 of a demo."""
+    of: int | None = None
+    on_interrupt: str = ""
+    """What Ctrl-C does: `finishes this step and saves; resume with: tunesmith train --resume runs/x-1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +43,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Numbers at a point of the work: a validation, a score, a row of a comparison."""
+    """Numbers at a point of the work: a validation, a score, a row of a comparison (`label` names it)."""
 
     step: str
     values: Mapping[str, Value]
     at: int | None = None
     of: int | None = None
     is_best: bool = False
+    label: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,8 @@ class Finished:
     seconds: float = 0.0
     values: Mapping[str, Value] = field(default_factory=dict)
     next: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    """A closing table as text, titles first: before and after."""
 
 
 Event = Started | Progress | Metric | Sample | Finding | Warning | Saved | Finished

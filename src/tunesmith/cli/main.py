@@ -1,0 +1,186 @@
+"""The command `tunesmith`: global flags, lazily imported commands, errors as one line and an exit code.
+
+A command's module is imported when it is typed, so `tunesmith --help` needs neither typer nor pydantic nor torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.cli.flags import Flags, UsageError, read_flags
+from tunesmith.core.errors import UserError, suggest
+from tunesmith.reporters.text import Output, paint
+
+if TYPE_CHECKING:
+    from tunesmith.cli.session import Session
+
+DONE, FIXABLE, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+
+COMMANDS = {
+    "demo": "the whole circle on the built-in model and manual, offline, in minutes",
+    "data": "check, show or prepare rows before anything is trained",
+    "train": "train a recipe; the result is a run folder",
+    "evaluate": "score a run or a model on held-out rows, with intervals",
+    "compare": "prompting, retrieval and fine-tuning on the same rows: was it worth it?",
+    "models": "versions and aliases: list, show, register, promote, roll back",
+    "chat": "talk to a run or a model in the terminal",
+    "serve": "serve models with OpenAI's API",
+    "feedback": "list and export judgements of served answers",
+    "retrain": "train again with new data; promote only what is better",
+    "plugins": "every method, objective, metric … and its settings",
+    "doctor": "what is right and wrong with this machine",
+}
+GROUPS = {
+    "data": "check, show, prepare",
+    "models": "list, show, register, promote, rollback",
+    "feedback": "list, export",
+}
+HELP_FLAGS = {"--help", "-h"}
+QUIET_THIRD_PARTIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+"""Their bars would break ours, and their telemetry is not ours to switch on; what the user has set stays."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    for name, value in QUIET_THIRD_PARTIES.items():
+        os.environ.setdefault(name, value)
+    flags = Flags()
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    try:
+        flags, words = read_flags(sys.argv[1:] if argv is None else list(argv))
+        out, err = Output(sys.stdout, color=flags.color), Output(sys.stderr, color=flags.color)
+        return _run(flags, words, out, err)
+    except BrokenPipeError:
+        return _reader_left()
+    except (Exception, KeyboardInterrupt) as fault:
+        from tunesmith.cli.faults import report
+
+        return report(fault, out, err, is_json=flags.is_json, is_debug=flags.is_debug)
+
+
+def _run(flags: Flags, words: list[str], out: Output, err: Output) -> int:
+    if flags.is_version:
+        from tunesmith import __version__
+
+        out.write(f"Tunesmith {__version__}")
+        return DONE
+    if not words or words[0] in HELP_FLAGS or words == ["help"]:
+        (out if words else err).write(_help(out.width))
+        return DONE if words else USAGE
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        hint = suggest(name, COMMANDS).sentence() or "All commands: tunesmith --help"
+        raise UsageError(f'there is no command "{name}";', code="unknown_command", remedy=hint)
+    if name in GROUPS and not rest:
+        rest = ["--help"]
+    return _call(name, rest, _session(flags, out, err))
+
+
+def _session(flags: Flags, out: Output, err: Output) -> Session:
+    from tunesmith.cli.session import Session
+    from tunesmith.reporters.choose import choose
+
+    return Session(
+        emit=choose(err, progress=flags.progress, events=flags.events, is_quiet=flags.is_quiet),
+        out=out,
+        err=err,
+        is_json=flags.is_json,
+        is_debug=flags.is_debug,
+        is_quiet=flags.is_quiet,
+        home_option=flags.home,
+    )
+
+
+def _call(name: str, rest: list[str], session: Session) -> int:
+    import typer
+
+    command = _command(name)
+    usage: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this version of typer keeps it
+    try:
+        with session.emit:
+            code = command.main(rest, prog_name=f"tunesmith {name}", standalone_mode=False, obj=session)
+    except usage as fault:
+        message = _sentence(getattr(fault, "format_message", fault.__str__)())
+        raise UsageError(message, code="usage", remedy=f"See: {_help_command(name, rest)}") from None
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return code if isinstance(code, int) else DONE
+
+
+def _command(name: str) -> Any:
+    import importlib
+
+    import typer
+
+    module_name = f"tunesmith.cli.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as fault:
+        if fault.name != module_name:
+            raise
+        raise UserError(f"`tunesmith {name}` is not part of this version.", code="not_built") from None
+    settings = {"max_content_width": 100, "help_option_names": ["--help", "-h"]}
+    app = getattr(module, "app", None) if name in GROUPS else None
+    if app is None:
+        app = typer.Typer(add_completion=False)
+        app.command(name, context_settings=settings)(getattr(module, name))
+    else:
+        app.callback(help=(module.__doc__ or "").strip(), context_settings=settings)(_nothing)
+    app._add_completion = False
+    app.rich_markup_mode = None
+    app.pretty_exceptions_enable = False
+    return typer.main.get_command(app)
+
+
+def _sentence(message: str) -> str:
+    return message.strip().rstrip(".") + "."
+
+
+def _nothing() -> None:
+    """A group does nothing by itself."""
+
+
+def _help_command(name: str, rest: Sequence[str]) -> str:
+    inner = f" {rest[0]}" if name in GROUPS and rest and rest[0] in GROUPS[name].split(", ") else ""
+    return f"tunesmith {name}{inner} --help"
+
+
+def _help(width: int) -> str:
+    lines = [
+        "Fine-tune language models on your own data, from the raw file to the served answer.",
+        "",
+        paint("Usage", "bold") + "    tunesmith COMMAND [ARGUMENTS] [KEY=VALUE …]",
+        "",
+        paint("Commands", "bold"),
+    ]
+    lines += [f"  {paint(name, 'cyan')}{' ' * (10 - len(name))} {summary}" for name, summary in COMMANDS.items()]
+    lines += ["", paint("Anywhere", "bold")]
+    lines += [f"  {flag:<28}{text}" for flag, text in Flags.HELP]
+    lines += ["", "tunesmith COMMAND --help tells more, with an example that works. Start with: tunesmith demo"]
+    return "\n".join(lines)
+
+
+def _reader_left() -> int:
+    """`| head` closed our stdout: what it wanted, it has."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Train a recipe, or go on with a run that was stopped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli.flags import UsageError
+from tunesmith.cli.session import Session
+
+if TYPE_CHECKING:
+    from tunesmith.core.run import RunFolder
+
+
+def train(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(show_default=False, help="A recipe (YAML).")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", show_default=False, help="Changes to it, such as train.lr=2e-4."),
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(metavar="RUN", show_default=False, help="Go on with this run instead, bit for bit.")
+    ] = "",
+) -> None:
+    """Train a recipe; the result is a run folder.
+
+    Ctrl-C finishes the step and saves; a second one stops at once.
+
+    Example: tunesmith train recipes/manual_lora.yaml method.rank=32
+    """
+    session: Session = ctx.obj
+    if resume:
+        if recipe:
+            raise UsageError("--resume takes its recipe from the run;", code="usage", remedy="leave the recipe out.")
+        from tunesmith.core.run import RunFolder
+        from tunesmith.steps.train import resume as go_on
+
+        run = go_on(RunFolder.open(resume), emit=session.emit)
+    elif recipe:
+        from tunesmith.recipe import read_recipe
+        from tunesmith.steps.train import train as run_step
+
+        run = run_step(read_recipe(recipe, overrides or ()), emit=session.emit, root=session.home.runs)
+    else:
+        raise UsageError("train what?", code="usage", remedy="For example: tunesmith train recipes/manual_lora.yaml")
+    session.result(_summary(run), text=str(run.path))
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    """What scripts read: `run`, `steps`, `tokens_per_second` and `loss` (validation, of the kept weights)."""
+    records = run.read_metrics()
+    summary = run.read_json("report.json") or {}
+    last: dict[str, Any] = {key: value for record in records for key, value in record.items()}
+    return {
+        "run": str(run.path),
+        "steps": summary.get("steps", last.get("step")),
+        "tokens_per_second": summary.get("tokens_per_second", last.get("tokens_per_second")),
+        "loss": summary.get("loss", last.get("validation_loss", last.get("train_loss"))),
+    }
