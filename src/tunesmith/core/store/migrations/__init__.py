@@ -1,0 +1,1 @@
+"""Alembic's scripts; run by `core.store.database`, never by hand."""
