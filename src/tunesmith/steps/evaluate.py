@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
@@ -21,16 +20,14 @@ from tunesmith.core.plugins import build
 from tunesmith.core.records import ChatExample, Example, LabelExample, Outcome, PairExample, Score, TextExample
 from tunesmith.metrics.base import Metric
 from tunesmith.prompting.base import Ask
-from tunesmith.recipe import DataSettings, GenerateSettings, ModelSettings, Recipe, read_recipe
+from tunesmith.recipe import GenerateSettings
+from tunesmith.steps.opening import held_out, open_target
 
 if TYPE_CHECKING:
-    from tunesmith.core.store import Store
     from tunesmith.models.predict import Predictor
 
 NUM_TIMED = 12
 """Rows that are answered one by one for the latency; more would cost more time than they add certainty."""
-KEY_VARIABLE = "TUNESMITH_API_KEY"
-"""The environment variable that holds the key of an OpenAI-compatible URL, where it wants one."""
 DEFAULTS = {
     "clm": ("perplexity",),
     "sft": ("perplexity", "exact_match", "rouge"),
@@ -64,18 +61,6 @@ class Evaluation:
             "peak_bytes": self.peak_bytes,
             "num_rows": len(self.outcomes),
         }
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A target, ready to answer."""
-
-    predictor: Predictor
-    title: str
-    task: str
-    objective: str
-    """Empty where the target does not say."""
-    recipe: Recipe | None
 
 
 def evaluate(
@@ -171,7 +156,7 @@ def default_metrics(objective: str, examples: Sequence[Example] = ()) -> tuple[M
 
 def score_values(scores: Sequence[Score]) -> dict[str, float]:
     """Scores as the values of an event: `fact_match`, `fact_match_low`, `fact_match_high`."""
-    values = {}
+    values: dict[str, float] = {}
     for one in scores:
         values |= {one.metric: one.value, f"{one.metric}_low": one.low, f"{one.metric}_high": one.high}
     return values
@@ -196,114 +181,6 @@ def metric_of(text: str) -> Metric:
     """
     metric: Metric = build("metrics", _spec(text))
     return metric
-
-
-def held_out(data: str, opened: Opened, limit: int = 0) -> tuple[Example, ...]:
-    """The rows to score: those of a file, or the run's own.
-
-    Raises:
-        UserError: There are none.
-    """
-    from tunesmith.data.load import load_data, read_examples
-
-    if data:
-        settings = opened.recipe.data if opened.recipe else DataSettings(source=data)
-        examples = tuple(read_examples(data, settings.model_copy(update={"source": data})).examples)
-    elif opened.recipe:
-        loaded = load_data(opened.recipe.data, seed=opened.recipe.seed)
-        examples = loaded.test or loaded.validation
-    else:
-        raise UserError("this target has no held-out rows of its own.", code="no_data", remedy="Name a file: --data.")
-    if not examples:
-        raise UserError("there are no rows to score.", code="no_rows", where=data, remedy="Name a file that has some.")
-    return examples[:limit] if limit else examples
-
-
-def open_target(target: str, home: Home) -> Opened:
-    """A predictor from a URL (`http://host/v1#model`), a run, a registered `name@alias`, a folder or a hub name.
-
-    Raises:
-        UserError: Nothing of that name can be opened.
-    """
-    if target.startswith(("http://", "https://")):
-        return _open_url(target)
-    from tunesmith.models.predict import LocalPredictor
-
-    loaded, recipe = _load(target, home)
-    return Opened(
-        predictor=LocalPredictor(loaded),
-        title=target,
-        task=loaded.task,
-        objective=str(loaded.card.get("objective", "")),
-        recipe=recipe,
-    )
-
-
-def _load(target: str, home: Home) -> tuple[Any, Recipe | None]:
-    from tunesmith.models.load import load_base, load_trained
-    from tunesmith.models.machine import preferred_precision
-
-    folder = _trained_folder(target, home)
-    if folder:
-        recipe = folder / "recipe.yaml"
-        return load_trained(folder / "model"), read_recipe(recipe) if recipe.is_file() else None
-    if Path(target).is_dir():
-        return load_trained(Path(target)), None
-    precision = preferred_precision("auto")[0]
-    settings = ModelSettings(name=target)
-    return load_base(settings, "causal", trains_base_weights=False, precision=precision, seed=1), None
-
-
-def _trained_folder(target: str, home: Home) -> Path | None:
-    """The folder of a run or of a registered version, None where the target is neither."""
-    for path in (Path(target), home.runs / target):
-        if (path / "recipe.yaml").is_file():
-            return path
-    if Path(target).exists() or "/" in target:
-        return None
-    if "@" in target or ":" in target:
-        return _store(home).version(target).folder
-    return _store(home).version(target).folder if home.database.is_file() and target in _store(home).names() else None
-
-
-def _store(home: Home) -> Store:
-    from tunesmith.core.store import Store
-
-    return Store.open(home)
-
-
-def _open_url(target: str) -> Opened:
-    import os
-
-    from tunesmith.models.predict import RemotePredictor
-
-    url, _, model = target.partition("#")
-    if not model:
-        model = _only_model(url)
-    predictor = RemotePredictor(url, model, os.environ.get(KEY_VARIABLE, ""))
-    return Opened(predictor=predictor, title=f"{model} at {url}", task="causal", objective="sft", recipe=None)
-
-
-def _only_model(url: str) -> str:
-    import httpx
-
-    try:
-        names = [model["id"] for model in httpx.get(f"{url.rstrip('/')}/models", timeout=10).json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as fault:
-        raise UserError(
-            f"no list of models could be read ({fault}).",
-            code="no_server",
-            where=url,
-            remedy="Give the address up to /v1 and the model: http://host:8321/v1#name",
-        ) from None
-    if len(names) == 1:
-        return str(names[0])
-    raise UserError(
-        f"the server has {len(names)} models: {', '.join(map(str, names[:8]))}.",
-        code="which_model",
-        where=url,
-        remedy=f"Say which: {url}#{names[0] if names else 'name'}",
-    )
 
 
 class _Passes:
@@ -337,10 +214,10 @@ class _Passes:
 
     def _pass(self, need: str, examples: Sequence[Any], on_progress: Callable[[int, int], None]) -> list[Outcome]:
         if need == "answers":
-            return self.predictor.answer(examples, self.ask, self.generate, on_progress)
+            return list(self.predictor.answer(examples, self.ask, self.generate, on_progress))
         if need == "labels":
-            return self.predictor.classify(examples, on_progress)
-        return self.predictor.likelihood([_as_asked(example, self.ask) for example in examples], on_progress)
+            return list(self.predictor.classify(examples, on_progress))
+        return list(self.predictor.likelihood([_as_asked(example, self.ask) for example in examples], on_progress))
 
     def _on_progress(self, label: str) -> Callable[[int, int], None]:
         return lambda done, total: self.emit(Progress(self.step, done, total, label=label, unit="rows"))
