@@ -1,0 +1,25 @@
+"""What every test relies on: one thread per worker, no network, and a home of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: two workers with two threads each would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+for name in ("NO_COLOR", "FORCE_COLOR", "TUNESMITH_HOME", "TUNESMITH_ACCESSIBLE"):
+    os.environ.pop(name, None)
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of public data and models beside the repository; the test is skipped where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared, the folder of public data and models, which is not here")
+    return folder
