@@ -1,0 +1,1 @@
+"""Artefacts drawn from results: HTML pages and plots. Reporters draw events, reports draw what stays."""
