@@ -24,7 +24,7 @@ def chunked_cross_entropy(
 
     Products run in the dtype of `hidden_ND`; softmax and sums in fp32.
     """
-    losses: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N)
+    losses: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N)  # type: ignore[no-untyped-call]
     return losses
 
 

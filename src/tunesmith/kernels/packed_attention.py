@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 NAME = "tunesmith_packed"
 
 
-def packed_attention(
+def packed_attention(  # noqa: PLR0913 - the signature that transformers calls
     module: nn.Module,
     query_BHTD: Tensor,
     key_BKTD: Tensor,
@@ -45,7 +45,7 @@ def packed_attention(
         key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
         value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
     lengths = list(packed_lengths)
-    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
+    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
     outputs = [
         _causal_attention(query, key, value, dropout=dropout, scaling=scaling, window=sliding_window)
         for query, key, value in parts
@@ -102,7 +102,9 @@ def is_equal_packed(model: nn.Module, vocabulary_size: int) -> bool:
     finally:
         model.train(was_training)
     tolerance = 2e-2 if alone.dtype == torch.bfloat16 else 1e-3
-    return bool(torch.allclose(alone.float(), packed.float(), rtol=tolerance, atol=tolerance * float(alone.abs().max())))
+    return bool(
+        torch.allclose(alone.float(), packed.float(), rtol=tolerance, atol=tolerance * float(alone.abs().max()))
+    )
 
 
 def _causal_attention(

@@ -110,7 +110,7 @@ def _labelled(labels_BT: Tensor, is_causal: bool) -> tuple[tuple[Tensor, Tensor]
 
 @contextmanager
 def _headless(output_head: nn.Linear) -> Iterator[None]:
-    output_head.forward = _identity  # type: ignore[method-assign]
+    output_head.forward = _identity  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -26,9 +26,9 @@ class Seq2Seq(Objective):
     ) -> tuple[Features, ...]:
         source, target = source_and_target(example)
         source_ids = tokenizer(self.prefix + source, verbose=False)["input_ids"]
-        target_ids = _with_end(tokenizer(text_target=target, verbose=False)["input_ids"], tokenizer.eos_token_id)
-        num_cut = max(0, len(source_ids) - max_length) + max(0, len(target_ids) - max_length)
-        target_ids = tuple(target_ids[:max_length])
+        whole_target = _with_end(tokenizer(text_target=target, verbose=False)["input_ids"], tokenizer.eos_token_id)
+        num_cut = max(0, len(source_ids) - max_length) + max(0, len(whole_target) - max_length)
+        target_ids = tuple(whole_target[:max_length])
         piece = Features(
             tuple(source_ids[:max_length]), target_ids, float(len(target_ids)), num_cut=num_cut, target_ids=target_ids
         )

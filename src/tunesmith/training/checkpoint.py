@@ -60,7 +60,7 @@ def save_checkpoint(
         save_file(moments, draft / "optimizer.safetensors")
         save_file(_random_tensors(), draft / "random.safetensors")
         record = {"format": 1, "fingerprint": fingerprint, "state": _finite(asdict(state)), "optimizer": scalars}
-        record["random"] = {"python": repr(random.getstate()), "numpy": _numpy_state()}
+        record["random"] = _generators()
         (draft / "state.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
@@ -170,27 +170,24 @@ def _random_tensors() -> dict[str, Tensor]:
     return states
 
 
-def _numpy_state() -> list[Any]:
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - libraries draw from it
-    return [name, np.asarray(keys).tolist(), position, has_gauss, cached]
+def _generators() -> dict[str, Any]:
+    version, keys, cached = random.getstate()
+    name, array, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": [version, list(keys), cached],
+        "numpy": [name, np.asarray(array).tolist(), position, has_gauss, gauss],
+    }
 
 
-def _restore_random(file: Path, others: Mapping[str, Any]) -> None:
+def _restore_random(file: Path, generators: Mapping[str, Any]) -> None:
     states = load_file(file)
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and "cuda.0" in states:
         torch.cuda.set_rng_state_all([states[f"cuda.{number}"] for number in range(len(states) - 1)])
-    version, keys, cached = _python_state(others["python"])
-    random.setstate((version, keys, cached))
-    name, array, position, has_gauss, gauss = others["numpy"]
-    np.random.set_state((name, np.asarray(array, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
-
-
-def _python_state(text: str) -> tuple[int, tuple[int, ...], float | None]:
-    import ast
-
-    state: tuple[int, tuple[int, ...], float | None] = ast.literal_eval(text)
-    return state
+    version, keys, cached = generators["python"]
+    random.setstate((version, tuple(keys), cached))
+    name, array, position, has_gauss, gauss = generators["numpy"]
+    np.random.set_state((name, np.asarray(array, dtype=np.uint32), position, has_gauss, gauss))
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -40,10 +40,10 @@ class StopRequest:
 
 
 @contextmanager
-def stopping_on_signals(on_request: object = None) -> Iterator[StopRequest]:
+def stopping_on_signals(on_request: Callable[[], None]) -> Iterator[StopRequest]:
     """Within it the first SIGINT or SIGTERM sets the request, and the second raises `Interrupted` at once.
 
-    `on_request` is called with no argument at the first one. Outside the main thread signals stay as they are.
+    `on_request` is called at the first one. Outside the main thread signals stay as they are.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -54,8 +54,7 @@ def stopping_on_signals(on_request: object = None) -> Iterator[StopRequest]:
         if request.is_made:
             raise Interrupted("stopped at once; the last checkpoint stands")
         request.is_made = True
-        if callable(on_request):
-            on_request()
+        on_request()
 
     former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

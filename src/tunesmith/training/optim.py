@@ -42,7 +42,8 @@ def learning_rate_at(step: int, num_steps: int, peak: float, settings: TrainSett
 
 
 def _matrices_and_others(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in parameters:
         (matrices if parameter.ndim >= 2 else others).append(parameter)
     return matrices, others

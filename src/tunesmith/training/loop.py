@@ -1,0 +1,301 @@
+"""The one training loop.
+
+A step: every micro-batch adds the gradient of its SUM; then gradients are divided once by the step's whole weight,
+over accumulation and ranks together, clipped, and applied.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from tunesmith.core.errors import Interrupted, UserError
+from tunesmith.core.events import Emit, Metric, Progress, Saved, Warning
+from tunesmith.core.run import RunFolder
+from tunesmith.models.machine import peak_memory_bytes
+from tunesmith.recipe import TrainSettings
+from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
+from tunesmith.training.encode import Rows
+from tunesmith.training.guard import SPIKE, SpikeWatch, is_out_of_memory, stopping_on_signals
+from tunesmith.training.learner import Learner
+from tunesmith.training.optim import learning_rate_at, make_optimizer
+from tunesmith.training.order import Order, micro_batches
+
+STEP = "train"
+Sampler = Callable[[int], None]
+"""Called after each validation with the step; shows what the model answers now."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The loss over validation rows, per unit of weight (nats per token, or per row for classes)."""
+
+    loss: float
+    sums: dict[str, float]
+    weight: float
+
+
+class Loop:
+    """One training run: a learner, its rows, an optimiser and a folder."""
+
+    def __init__(  # noqa: PLR0913 - everything a run consists of
+        self,
+        learner: Learner,
+        rows: Rows,
+        validation: Rows,
+        *,
+        settings: TrainSettings,
+        run: RunFolder,
+        seed: int,
+        fingerprint: str,
+        emit: Emit,
+    ) -> None:
+        self.learner = learner
+        self.rows = rows
+        self.validation = validation
+        self.settings = settings
+        self.run = run
+        self.fingerprint = fingerprint
+        self.emit = emit
+        assert isinstance(settings.lr, float), settings.lr
+        self.peak_learning_rate = settings.lr
+        self.order = Order.plan(rows.lengths, settings, seed)
+        self.accelerator = Accelerator(
+            cpu=learner.device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=run.path
+        )
+        self.optimizer = make_optimizer(learner.model, settings, self.peak_learning_rate)
+        self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
+        self.spikes = SpikeWatch()
+        self.tensors = learner.trainable()
+
+    def restore(self) -> int:
+        """Go on from the newest valid checkpoint; the step it was written after (0: none)."""
+        self.state = load_checkpoint(
+            self.run.checkpoints,
+            tensors=self.tensors,
+            optimizer=self.optimizer,
+            fingerprint=self.fingerprint,
+            on_damage=lambda damage: self.emit(Warning(STEP, damage.code, damage.line())),
+        )
+        if self.state.step == 0:
+            self.state.micro_tokens = min(self.settings.micro_tokens, self.settings.tokens_per_step)
+        self.run.keep_metrics(self.state.step)
+        return self.state.step
+
+    def fit(self, sample: Sampler) -> TrainingState:
+        """Train to the end, or until validation stops improving; the model ends with the weights to keep.
+
+        Raises:
+            Interrupted: The user stopped it; everything is saved.
+            UserError: The numbers broke, or the disk is full.
+        """
+        marks = validation_steps(self.order.num_steps, self.settings.validations)
+        self._start_trackers()
+        with stopping_on_signals(self._announce_stop) as request:
+            while self.state.step < self.order.num_steps and not self._is_exhausted():
+                self._step()
+                is_mark = self.state.step in marks
+                if is_mark:
+                    self._validate()
+                    sample(self.state.step)
+                if is_mark or request.is_made:
+                    self._save()
+                if request.is_made and self.state.step < self.order.num_steps:
+                    raise Interrupted(f"stopped after step {self.state.step}", resume=self._resume_command())
+        if self.settings.keep == "best" and self.state.best_step:
+            load_best(self.run.checkpoints, self.state.best_step, self.tensors)
+        self.accelerator.end_training()
+        return self.state
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        """The loss of the validation rows with the weights as they are."""
+        learner, rows = self.learner, self.validation
+        learner.model.eval()
+        total, weight = 0.0, 0.0
+        sums: dict[str, float] = {}
+        groups = micro_batches(
+            range(len(rows.features)), rows.lengths, 2 * self.state.micro_tokens, is_packed=learner.layout.is_packed
+        )
+        for group in groups:
+            batch = learner.batch([rows.features[row] for row in group])
+            loss, metrics = learner.loss(batch)
+            total += loss.item()
+            weight += batch.weight
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+        learner.method.set_training(learner.model)
+        return Validation(total / weight, sums, weight)
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        state, settings = self.state, self.settings
+        self.learner.method.set_training(self.learner.model)
+        rows = self.order.rows(state.step)
+        rate = learning_rate_at(state.step, self.order.num_steps, self.peak_learning_rate, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss_sum, weight = self._accumulate(rows)
+        norm = self._scale_and_clip(weight)
+        is_sound = math.isfinite(loss_sum) and math.isfinite(norm)
+        if is_sound:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.num_tokens += sum(self.rows.features[row].num_tokens for row in rows)
+        seconds = time.perf_counter() - started
+        state.train_seconds += seconds
+        if is_sound:
+            state.bad_steps = 0
+            state.loss_sum += loss_sum
+            state.loss_weight += weight
+            state.num_trained_tokens += round(weight)
+            self._log_step(loss_sum / weight, norm, rate)
+        else:
+            self._log_bad_step(rows, loss_sum, norm)
+
+    def _accumulate(self, rows: Sequence[int]) -> tuple[float, float]:
+        """Add up the gradients of a step's rows: its loss sum and its weight, over all ranks."""
+        while True:
+            try:
+                loss_sum, weight = self._run_micro_batches(rows)
+                break
+            except RuntimeError as fault:
+                if not is_out_of_memory(fault) or self.state.micro_tokens <= 1:
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                self.state.micro_tokens //= 2
+                text = f"memory ran out: from now on {self.state.micro_tokens} tokens at once; steps stay the same"
+                self.emit(Warning(STEP, "out_of_memory", text, {"micro_tokens": self.state.micro_tokens}))
+        totals = torch.tensor([loss_sum, weight], dtype=torch.float64, device=self.learner.device)
+        loss_sum, weight = self.accelerator.reduce(totals).tolist()
+        return loss_sum, weight
+
+    def _run_micro_batches(self, rows: Sequence[int]) -> tuple[float, float]:
+        learner = self.learner
+        groups = micro_batches(rows, self.rows.lengths, self.state.micro_tokens, is_packed=learner.layout.is_packed)
+        loss_sum, weight = 0.0, 0.0
+        for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+            batch = learner.batch([self.rows.features[row] for row in group])
+            loss, _ = learner.loss(batch)
+            self.accelerator.backward(loss)
+            loss_sum += loss.item()
+            weight += batch.weight
+        return loss_sum, weight
+
+    def _scale_and_clip(self, weight: float) -> float:
+        """Divide the summed gradients by the step's weight and clip them: their norm before clipping."""
+        gradients = [parameter.grad for parameter in self.tensors.values() if parameter.grad is not None]
+        for gradient in gradients:
+            if self.accelerator.num_processes > 1:
+                gradient.copy_(self.accelerator.reduce(gradient))
+        torch._foreach_div_(gradients, weight)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.settings.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.tensors.values(), self.settings.max_grad_norm, norm)
+        return norm.item()
+
+    def _log_step(self, loss: float, norm: float, rate: float) -> None:
+        state = self.state
+        record: dict[str, Any] = {
+            "step": state.step,
+            "of": self.order.num_steps,
+            "epoch": round(state.step / self.order.steps_per_epoch, 4),
+            "train_loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "tokens": state.num_tokens,
+            "trained_tokens": state.num_trained_tokens,
+            "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
+            "memory_bytes": peak_memory_bytes(),
+        }
+        self.run.append_metrics(record)
+        self.accelerator.log({"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm}, state.step)
+        self.emit(Progress(STEP, state.step, self.order.num_steps, "training", "step", record))
+        ratio = self.spikes.ratio(norm)
+        if ratio > SPIKE:
+            clipped = f"; clipped to {self.settings.max_grad_norm:g}" if self.settings.max_grad_norm else ""
+            text = f"step {state.step}: gradient norm {norm:.1f}, {ratio:.0f} times its median{clipped}"
+            values = {"step": state.step, "grad_norm": norm, "median": norm / ratio}
+            self.emit(Warning(STEP, "grad_spike", text, values))
+
+    def _log_bad_step(self, rows: Sequence[int], loss_sum: float, norm: float) -> None:
+        state = self.state
+        state.bad_steps += 1
+        names = ", ".join(dict.fromkeys(self.rows.origins[row] for row in rows[:3]))
+        what = "loss" if not math.isfinite(loss_sum) else "gradient"
+        self.run.append_metrics(
+            {"step": state.step, "of": self.order.num_steps, "skipped": f"the {what} is not finite"}
+        )
+        text = f"step {state.step}: the {what} is not a finite number; the step was skipped (rows {names}, …)"
+        self.emit(Warning(STEP, "not_finite", text, {"step": state.step}))
+        if state.bad_steps > self.settings.max_bad_steps:
+            raise UserError(
+                f"{state.bad_steps} steps in a row, the last of them {state.step}, gave a {what} that is not a finite "
+                f"number (rows {names}, …).",
+                code="not_finite",
+                where=str(self.run.path),
+                remedy="Lower train.lr, or set model.precision=fp32, or look at these rows.",
+            )
+
+    def _validate(self) -> None:
+        state = self.state
+        validation = self.validate()
+        is_best = validation.loss < state.best_loss
+        if is_best:
+            state.best_loss, state.best_step, state.validations_since_best = validation.loss, state.step, 0
+            save_best(self.run.checkpoints, state.step, self.tensors)
+        else:
+            state.validations_since_best += 1
+        record: dict[str, Any] = {
+            "step": state.step,
+            "of": self.order.num_steps,
+            "train_loss": state.loss_sum / state.loss_weight if state.loss_weight else None,
+            "validation_loss": validation.loss if math.isfinite(validation.loss) else None,
+            "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
+            "memory_bytes": peak_memory_bytes(),
+        }
+        if "correct" in validation.sums:
+            record["validation_accuracy"] = validation.sums["correct"] / validation.weight
+        state.loss_sum = state.loss_weight = 0.0
+        self.run.append_metrics({**record, "validation": True})
+        self.accelerator.log({"validation/loss": validation.loss}, state.step)
+        values = {name: value for name, value in record.items() if name not in ("step", "of")}
+        self.emit(Metric(STEP, values, at=state.step, of=self.order.num_steps, is_best=is_best))
+
+    def _save(self) -> None:
+        path = save_checkpoint(
+            self.run.checkpoints,
+            self.state,
+            tensors=self.tensors,
+            optimizer=self.optimizer,
+            fingerprint=self.fingerprint,
+            keep=self.settings.checkpoints,
+        )
+        self.emit(Saved(STEP, str(path), "checkpoint"))
+
+    def _is_exhausted(self) -> bool:
+        return bool(self.settings.patience) and self.state.validations_since_best >= self.settings.patience
+
+    def _announce_stop(self) -> None:
+        text = f"finishing step {self.state.step + 1}, then saving; again to stop now"
+        self.emit(Warning(STEP, "stopping", text, {"step": self.state.step + 1}))
+
+    def _resume_command(self) -> str:
+        return f"tunesmith train --resume {self.run.path}"
+
+    def _start_trackers(self) -> None:
+        if self.settings.trackers:
+            self.accelerator.init_trackers("tunesmith", init_kwargs={"wandb": {"name": self.run.name}})
+
+
+def validation_steps(num_steps: int, validations: int) -> frozenset[int]:
+    """After which steps validation rows are scored: evenly spread, the last step always among them."""
+    return frozenset(math.ceil(num_steps * number / validations) for number in range(1, validations + 1))
