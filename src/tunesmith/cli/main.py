@@ -110,11 +110,11 @@ def _session(flags: Flags, out: Output, err: Output) -> Session:
 def _call(name: str, rest: list[str], session: Session) -> int:
     import typer
 
-    command = _command(name)
+    typed = command(name)
     usage: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this version of typer keeps it
     try:
         with session.emit:
-            code = command.main(rest, prog_name=f"tunesmith {name}", standalone_mode=False, obj=session)
+            code = typed.main(rest, prog_name=f"tunesmith {name}", standalone_mode=False, obj=session)
     except usage as fault:
         message = _sentence(getattr(fault, "format_message", fault.__str__)())
         raise UsageError(message, code="usage", remedy=f"See: {_help_command(name, rest)}") from None
@@ -123,7 +123,8 @@ def _call(name: str, rest: list[str], session: Session) -> int:
     return code if isinstance(code, int) else DONE
 
 
-def _command(name: str) -> Any:
+def command(name: str) -> Any:
+    """The command or group as typer runs it; its module is imported now (reports/reference.py prints its help)."""
     import importlib
 
     import typer
