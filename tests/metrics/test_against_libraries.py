@@ -18,25 +18,6 @@ from tunesmith.core.plugins import build
 from tunesmith.core.records import Outcome
 
 WORDS = ["the", "tank", "is", "empty", "fill", "it", "to", "line", "press", "start", "hold", "steam", "wait"]
-    "the",
-    "tank",
-    "is",
-    "empty",
-    "fill",
-    "it",
-    "to",
-    "line",
-    "and",
-    "press",
-    "start",
-    "hold",
-    "steam",
-    "for",
-    "five",
-    "seconds",
-    "then",
-    "wait",
-]
 
 
 def texts(count: int = 40, seed: int = 1) -> list[Outcome]:
