@@ -37,16 +37,21 @@ def describe(cls: type[BaseModel]) -> tuple[Described, ...]:
 
 
 def _field(name: str, field: FieldInfo) -> Described:
-    annotation = field.annotation
     bounds = _bounds(field.metadata)
-    is_group = inspect.isclass(annotation) and issubclass(annotation, Settings) and not issubclass(annotation, Plugin)
+    group = _group(field.annotation)
+    text = field.description or (inspect.getdoc(group) or "" if group else "").partition("\n")[0]
     return Described(
         name=name,
-        takes=_words(annotation) + (f", {bounds}" if bounds else ""),
+        takes=_words(field.annotation) + (f", {bounds}" if bounds else ""),
         default=_default(field),
-        text=" ".join((field.description or (_first_line(annotation) if is_group else "")).split()),
-        group=annotation if is_group else None,
+        text=" ".join(text.split()),
+        group=group,
     )
+
+
+def _group(annotation: Any) -> type[Settings] | None:
+    is_group = inspect.isclass(annotation) and issubclass(annotation, Settings) and not issubclass(annotation, Plugin)
+    return annotation if is_group else None
 
 
 def _words(annotation: Any) -> str:
@@ -99,7 +104,3 @@ def _default(field: FieldInfo) -> str:
 
 def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _first_line(annotation: Any) -> str:
-    return (inspect.getdoc(annotation) or "").partition("\n")[0]
