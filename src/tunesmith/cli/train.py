@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def train(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(show_default=False, help="A recipe (YAML).")] = "",
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", show_default=False, help="A recipe (YAML).")] = "",
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", show_default=False, help="Changes to it, such as train.lr=2e-4."),
@@ -50,12 +50,10 @@ def train(
 
 def _summary(run: RunFolder) -> dict[str, Any]:
     """What scripts read: `run`, `steps`, `tokens_per_second` and `loss` (validation, of the kept weights)."""
-    records = run.read_metrics()
-    summary = run.read_json("report.json") or {}
-    last: dict[str, Any] = {key: value for record in records for key, value in record.items()}
+    training = (run.read_json("report.json") or {}).get("training", {})
     return {
         "run": str(run.path),
-        "steps": summary.get("steps", last.get("step")),
-        "tokens_per_second": summary.get("tokens_per_second", last.get("tokens_per_second")),
-        "loss": summary.get("loss", last.get("validation_loss", last.get("train_loss"))),
+        "steps": training.get("steps"),
+        "tokens_per_second": training.get("tokens_per_second"),
+        "loss": training.get("best_validation_loss"),
     }

@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from typing import Literal, TextIO
 
 # The toolkit offers these too: a command needs one import to print.
-from tunesmith.core.quantities import count, duration, gib, interval, millions, number, signed  # noqa: F401
+from tunesmith.core.quantities import count as count
+from tunesmith.core.quantities import duration as duration
+from tunesmith.core.quantities import gib as gib
+from tunesmith.core.quantities import interval as interval
+from tunesmith.core.quantities import millions as millions
+from tunesmith.core.quantities import number as number
+from tunesmith.core.quantities import signed as signed
 
 Align = Literal["left", "right"]
 ColorWish = Literal["auto", "always", "never"]
@@ -151,7 +157,7 @@ def facts(lines: Iterable[tuple[str, str]], width: int) -> str:
     lines = list(lines)
     edge = max((cell_width(label) for label, _ in lines), default=0)
     if is_flat(width):
-        return "\n".join(f"{label}: {spoken(text)}" if label else spoken(text) for label, text in lines)
+        return "\n".join(fold(f"{label}: {spoken(text)}" if label else spoken(text), width) for label, text in lines)
     edge = max(9, edge + 2)
     return "\n".join(
         pad(label, edge) + fold(text, width - edge).replace("\n", "\n" + " " * edge) for label, text in lines
