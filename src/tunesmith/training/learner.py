@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tunesmith.core.errors import UserError
+from tunesmith.kernels.fused_lora import fuse_lora_layers
 from tunesmith.kernels.packed_attention import is_equal_packed
 from tunesmith.methods.base import Method
 from tunesmith.models.load import Loaded
@@ -47,6 +49,14 @@ class Learner:
         device = next(model.parameters()).device
         config: Any = loaded.model.config
         is_packed = objective.task == "causal" and packing != "off" and is_equal_packed(model, config.vocab_size)
+        if packing == "on" and not is_packed:
+            raise UserError(
+                f"examples of a {config.model_type} model would see each other in one row.",
+                code="cannot_pack",
+                where=loaded.name,
+                remedy="Set train.packing=auto; rows of like length then go together.",
+            )
+        fuse_lora_layers(model)
         start = getattr(config, "decoder_start_token_id", None)
         layout = Layout(is_packed, loaded.tokenizer.pad_token_id, 0 if start is None else start)
         likelihood = None

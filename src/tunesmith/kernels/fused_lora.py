@@ -1,0 +1,105 @@
+"""A LoRA layer in one pass: y = x W^T + b + s (x A^T) B^T, with the frozen weight's gradient never formed.
+
+PEFT's own layer keeps three intermediates per layer for the backward pass and adds in separate sweeps over the
+output; here the update is accumulated into the base's product, and only x and the [N, rank] projection are kept.
+Used where nothing else happens in the layer; dropout, DoRA, several adapters or quantised bases take PEFT's path.
+Legend: N rows of x, I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def fused_lora_linear(  # noqa: PLR0913 - the terms of the formula
+    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
+) -> Tensor:
+    """x W^T + b + scaling (x A^T) B^T in the dtype of x (of autocast where it is on), [..., O].
+
+    LoRA: arXiv:2106.09685, eq. 3. `weight_OI` and `bias_O` are taken as constants.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    with torch.autocast(device, enabled=False):
+        bias = None if bias_O is None else bias_O.to(dtype)
+        result: Tensor = _FusedLoRA.apply(  # type: ignore[no-untyped-call]
+            x.to(dtype), weight_OI.to(dtype), bias, a_RI, b_OR, scaling
+        )
+    return result
+
+
+def reference_lora_linear(  # noqa: PLR0913 - the terms of the formula
+    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
+) -> Tensor:
+    """The same, term by term."""
+    update = F.linear(F.linear(x, a_RI.to(x.dtype)), b_OR.to(x.dtype))
+    return F.linear(x, weight_OI, bias_O) + scaling * update
+
+
+def fuse_lora_layers(model: nn.Module) -> int:
+    """Give every plain LoRA layer of PEFT in `model` the fused forward pass; how many there were.
+
+    Each call still looks whether the adapter is active, so merging, disabling and switching work as before.
+    """
+    layers = [module for module in model.modules() if _is_plain(module)]
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign,assignment]
+    return len(layers)
+
+
+def _is_plain(module: Any) -> bool:
+    kind = type(module)
+    if (kind.__module__, kind.__name__) != ("peft.tuners.lora.layer", "Linear") or len(module.lora_A) != 1:
+        return False
+    (name,) = module.lora_A
+    base = module.base_layer
+    return (
+        type(base) is nn.Linear
+        and not base.weight.requires_grad
+        and not module.fan_in_fan_out
+        and isinstance(module.lora_dropout[name], nn.Identity)
+        and not module.lora_variant
+        and module.lora_B[name].bias is None
+    )
+
+
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    names = self.active_adapters
+    if self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A or args or kwargs:
+        plain: Tensor = type(self).forward(self, x, *args, **kwargs)
+        return plain
+    name, base = names[0], self.base_layer
+    a, b = self.lora_A[name].weight, self.lora_B[name].weight
+    return fused_lora_linear(x, base.weight, base.bias, a, b, self.scaling[name])
+
+
+class _FusedLoRA(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0913
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        rows_NI = x.reshape(-1, x.shape[-1])
+        low_NR = rows_NI @ a.to(x.dtype).T
+        base_NO = F.linear(rows_NI, weight, bias)
+        base_NO.addmm_(low_NR, b.to(x.dtype).T, alpha=scaling)
+        ctx.save_for_backward(x, weight, a, b, low_NR)
+        ctx.scaling = scaling
+        return base_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x, weight, a, b, low_NR = ctx.saved_tensors
+        rows_NI = x.reshape(-1, x.shape[-1])
+        grad_NO = grad_outputs[0].reshape(-1, weight.shape[0])
+        grad_low_NR = (grad_NO @ b.to(grad_NO.dtype)).mul_(ctx.scaling)
+        grad_a = grad_low_NR.T @ rows_NI
+        grad_b = (grad_NO.T @ low_NR).mul_(ctx.scaling)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_NO @ weight).addmm_(grad_low_NR, a.to(grad_NO.dtype)).view_as(x)
+        return grad_x, None, None, grad_a.to(a.dtype), grad_b.to(b.dtype), None

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from tunesmith.kernels.packed_attention import (
+    is_equal_packed,
+    packed_attention,
+    packed_inputs,
+    packing,
+    reference_packed_attention,
+)
+from tunesmith.models.tiny import tiny
+
+LENGTHS = (3, 1, 7, 5)
+
+
+def _states(heads: int, key_heads: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((1, heads, 16, 4), (1, key_heads, 16, 4), (1, key_heads, 16, 4))
+    return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_heads):
+    results = []
+    for is_mine in (True, False):
+        states = _states(heads, key_heads)
+        if is_mine:
+            output, _ = packed_attention(torch.nn.Module(), *states, None, packed_lengths=LENGTHS)
+        else:
+            output = reference_packed_attention(*states, LENGTHS)
+        output.square().sum().backward()
+        results.append([output.detach(), *(state.grad for state in states)])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference)
+
+
+def test_a_window_hides_what_lies_further_back():
+    query, key, value = _states(2, 2)
+    narrow, _ = packed_attention(torch.nn.Module(), query, key, value, None, packed_lengths=(16,), sliding_window=1)
+    torch.testing.assert_close(narrow.transpose(1, 2), value)  # each token sees only itself
+
+
+def test_softcapping_is_refused():
+    with pytest.raises(NotImplementedError, match="softcapping"):
+        packed_attention(torch.nn.Module(), *_states(2, 2), None, packed_lengths=(16,), softcap=30.0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi", "gemma", "gpt2"])
+def test_packed_rows_give_what_they_give_alone(architecture):
+    model, tokenizer = tiny(architecture, "causal")
+    model.eval()
+    assert is_equal_packed(model, model.config.vocab_size)
+    assert model.config._attn_implementation != "tunesmith_packed"  # and the model is left as it was
+
+
+def test_a_model_that_ignores_the_borders_is_found_out():
+    class Leaky(torch.nn.Module):
+        """Sums over everything before, whatever the borders."""
+
+        def __init__(self, config):
+            super().__init__()
+            self.config = config
+            self.embedding = torch.nn.Embedding(50, 4)
+
+        def forward(self, input_ids, **unused):
+            from types import SimpleNamespace
+
+            return SimpleNamespace(logits=self.embedding(input_ids).cumsum(1))
+
+    model, _ = tiny("llama", "causal")
+    assert not is_equal_packed(Leaky(model.config), 50)
+
+
+def test_packing_ends_with_its_block_even_after_an_error():
+    model, _ = tiny("llama", "causal")
+    before = model.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), packing(model):
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == before
+
+
+def test_positions_restart_at_every_border():
+    inputs = packed_inputs((2, 3))
+    assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
+    assert inputs["packed_lengths"] == (2, 3)
