@@ -24,6 +24,13 @@ class Method(Plugin):
     is_adapter: ClassVar[bool] = False
     """Whether the result is a small set of weights beside an untouched base."""
 
+    def check_task(self, task: str) -> None:
+        """Refuse a task this method cannot train for, before any weight is loaded.
+
+        Raises:
+            UserError: It cannot, with the reason.
+        """
+
     @abstractmethod
     def attach(self, model: Module) -> Module:
         """The model to train, with `requires_grad` set on exactly what this method trains."""

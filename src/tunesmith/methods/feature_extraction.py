@@ -1,0 +1,68 @@
+"""Train only a new classifier head on the frozen model's features.
+
+The backbone stays in evaluation mode, so its dropout is off and its features are the same in every epoch.
+What belongs to the head: every layer outside the backbone, and BERT's pooler (see models/anatomy.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from tunesmith.core.errors import UserError
+from tunesmith.methods.base import Method
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+
+class FeatureExtraction(Method):
+    """The head trains, the backbone does not; the result is a plain transformers folder."""
+
+    learning_rate: ClassVar[float] = 1e-3
+
+    def check_task(self, task: str) -> None:
+        """Only a classifier has a new head.
+
+        Raises:
+            UserError: The model generates text.
+        """
+        if task != "classify":
+            raise UserError(
+                "feature_extraction trains a new head, and a model that writes text has none: "
+                "its last layer belongs to its vocabulary.",
+                code="method_refused",
+                remedy="Use it with `objective: classification`; for text use `method: last_k` or `method: lora`.",
+            )
+
+    def attach(self, model: Module) -> Module:
+        """The same model with only its head training, in fp32."""
+        from tunesmith.models.anatomy import head_modules, is_classifier
+        from tunesmith.models.weights import train_only
+
+        self.check_task("classify" if is_classifier(model) else "causal")
+        return train_only(model, head_modules(model).values())
+
+    def save(self, model: Module, folder: Path) -> None:
+        """A transformers folder in fp32 safetensors: backbone and head."""
+        from tunesmith.models.weights import save_plain
+
+        save_plain(model, folder)
+
+    def load(self, model: Module, folder: Path) -> Module:
+        """The model of the folder, ready to train on."""
+        from tunesmith.models.weights import load_plain
+
+        return load_plain(self.attach(model), folder)
+
+    def merge(self, model: Module) -> Module:
+        """The model itself: it is plain already."""
+        return model
+
+    def set_training(self, model: Module) -> None:
+        """Training mode for the head only."""
+        from tunesmith.models.anatomy import head_modules
+
+        model.eval()
+        for module in head_modules(model).values():
+            module.train()

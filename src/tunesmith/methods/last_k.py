@@ -1,0 +1,75 @@
+"""Train the last k blocks, the final norm and the head; everything below stays as it is.
+
+A head that is tied to the table of token embeddings stays frozen: training it would train the embeddings,
+which lie below everything. An encoder-decoder trains the last blocks of its decoder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import PositiveInt
+
+from tunesmith.core.errors import UserError
+from tunesmith.methods.base import Method
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+
+class LastK(Method):
+    """The top of the model trains; the result is a plain transformers folder."""
+
+    learning_rate: ClassVar[float] = 1e-4
+    trains_base_weights: ClassVar[bool] = True
+
+    k: PositiveInt = 2
+    """How many blocks train, counted from the last."""
+
+    def attach(self, model: Module) -> Module:
+        """The same model with its top training.
+
+        Raises:
+            UserError: The model has fewer blocks than k.
+        """
+        from tunesmith.models.anatomy import blocks
+        from tunesmith.models.weights import train_only
+
+        num_blocks = len(blocks(model))
+        if self.k > num_blocks:
+            raise UserError(
+                f"`method.k` is {self.k}, and the model has {num_blocks} blocks.",
+                code="bad_value",
+                remedy=f"Set method.k to at most {num_blocks}; for everything use `method: full`.",
+            )
+        return train_only(model, self._top(model))
+
+    def save(self, model: Module, folder: Path) -> None:
+        """A transformers folder in fp32 safetensors."""
+        from tunesmith.models.weights import save_plain
+
+        save_plain(model, folder)
+
+    def load(self, model: Module, folder: Path) -> Module:
+        """The model of the folder, ready to train on."""
+        from tunesmith.models.weights import load_plain
+
+        return load_plain(self.attach(model), folder)
+
+    def merge(self, model: Module) -> Module:
+        """The model itself: it is plain already."""
+        return model
+
+    def set_training(self, model: Module) -> None:
+        """Training mode for what trains; dropout below would only add noise to fixed features."""
+        model.eval()
+        for module in self._top(model):
+            module.train()
+
+    def _top(self, model: Module) -> list[Module]:
+        from tunesmith.models.anatomy import blocks, final_norm, head_modules, is_tied
+
+        norm = final_norm(model)
+        heads = [] if is_tied(model) else list(head_modules(model).values())
+        return [*blocks(model)[-self.k :], *([norm] if norm is not None else []), *heads]
