@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
 
 class TunesmithError(Exception):
@@ -37,7 +38,7 @@ class UserError(TunesmithError):
         remedy = f" {self.remedy}" if self.remedy else ""
         return f"{place}{self.message}{remedy} [{self.code}]"
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         """The error as the HTTP API and `--json` give it."""
         return {"code": self.code, "message": self.message, "where": self.where, "remedy": self.remedy}
 
@@ -45,9 +46,13 @@ class UserError(TunesmithError):
 class GateError(UserError):
     """A version was not promoted; `gates` holds every gate with its numbers."""
 
-    def __init__(self, message: str, *, gates: tuple[object, ...], remedy: str = "") -> None:
+    def __init__(self, message: str, *, gates: tuple[Any, ...], remedy: str = "") -> None:
         super().__init__(message, code="gate.failed", remedy=remedy)
         self.gates = gates
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error with its gates."""
+        return {**super().to_dict(), "gates": [gate.to_dict() for gate in self.gates]}
 
 
 class Interrupted(TunesmithError):  # noqa: N818 - it is not a fault

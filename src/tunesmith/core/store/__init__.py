@@ -5,6 +5,8 @@ SQLite in the home's registry, or any database named by TUNESMITH_STORE. Only th
 
 from __future__ import annotations
 
+from typing import Self
+
 from tunesmith.core.home import Home
 from tunesmith.core.store.jobs import JobStore
 from tunesmith.core.store.judgements import JudgementStore
@@ -35,3 +37,9 @@ class Store(VersionStore, JudgementStore, JobStore):
             UserError: The URL is none, or its driver is missing.
         """
         return Store(home, url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_fault: object) -> None:
+        self.close()

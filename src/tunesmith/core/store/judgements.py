@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -68,6 +68,16 @@ class JudgementStore(Database):
         if row is None:
             raise _unknown_request(request_id)
         return _request(row)
+
+    def request_counts(self, since: str) -> dict[tuple[str, int | None], int]:
+        """How many requests each (model, version) answered since a time (UTC, as `core.run.now` writes it)."""
+        statement = (
+            select(requests.c.model, requests.c.version, func.count())
+            .where(requests.c.at >= since)
+            .group_by(requests.c.model, requests.c.version)
+        )
+        with self._reading() as connection:
+            return {(row[0], row[1]): int(row[2]) for row in connection.execute(statement)}
 
     def give_feedback(self, row: FeedbackRow) -> FeedbackRow:
         """Record a judgement; the same rater's former one under the same name is replaced.
