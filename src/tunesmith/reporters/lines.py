@@ -104,7 +104,7 @@ def words(event: Event) -> tuple[str, dict[str, Value]]:
         case Saved():
             return f"{event.step} saved", {"what": event.what, "path": event.path, "bytes": event.num_bytes}
         case Finished():
-            return f"{event.step} done", {"seconds": event.seconds, **event.values}
+            return f"{event.step} done", {"seconds": event.seconds or None, **event.values}
 
 
 def value_text(value: Value) -> str:

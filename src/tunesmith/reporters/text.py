@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Literal, TextIO
 
 # The toolkit offers these too: a command needs one import to print.
-from tunesmith.core.quantities import count as count
-from tunesmith.core.quantities import duration as duration
-from tunesmith.core.quantities import gib as gib
-from tunesmith.core.quantities import interval as interval
-from tunesmith.core.quantities import millions as millions
-from tunesmith.core.quantities import number as number
-from tunesmith.core.quantities import signed as signed
+from tunesmith.core.quantities import count as count  # noqa: PLC0414
+from tunesmith.core.quantities import duration as duration  # noqa: PLC0414
+from tunesmith.core.quantities import gib as gib  # noqa: PLC0414
+from tunesmith.core.quantities import interval as interval  # noqa: PLC0414
+from tunesmith.core.quantities import millions as millions  # noqa: PLC0414
+from tunesmith.core.quantities import number as number  # noqa: PLC0414
+from tunesmith.core.quantities import signed as signed  # noqa: PLC0414
 
 Align = Literal["left", "right"]
 ColorWish = Literal["auto", "always", "never"]

@@ -1,0 +1,141 @@
+"""The reference in the terminal: kinds of plug-ins, the plug-ins of a kind, the settings of one.
+
+The recipe's sections (`train`, `data`, `model` …) are shown the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith.cli.session import Session
+from tunesmith.core.errors import unknown_name
+from tunesmith.core.plugins import KINDS, Kind, find, names, summary
+from tunesmith.reporters.text import Column, fold, is_flat, paint, table
+
+
+def plugins(
+    ctx: typer.Context,
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", show_default=False, help="Such as methods, or a recipe's section.")
+    ] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", show_default=False, help="A plug-in, or its dotted module.")
+    ] = "",
+) -> None:
+    """Show every method, objective, metric … and its settings.
+
+    Example: tunesmith plugins methods lora
+    """
+    session: Session = ctx.obj
+    place, _, inner = kind.partition(".")
+    if not kind:
+        _show_kinds(session)
+    elif (found := _kind(kind)) is not None:
+        _show_kind(session, found) if not name else _show_class(session, find(found.folder, name), name)
+    elif place in sections():
+        _show_section(session, place, inner or name)
+    else:
+        known = [*KINDS, *(one.noun for one in KINDS.values()), *sections()]
+        raise unknown_name("kind", kind, known, listing="tunesmith plugins")
+
+
+def sections() -> dict[str, type[Any]]:
+    """The recipe's sections that are groups of settings, and `recipe` itself."""
+    from tunesmith import recipe
+
+    return {
+        "recipe": recipe.Recipe,
+        "model": recipe.ModelSettings,
+        "data": recipe.DataSettings,
+        "train": recipe.TrainSettings,
+        "generate": recipe.GenerateSettings,
+        "compare": recipe.CompareSettings,
+    }
+
+
+def _kind(word: str) -> Kind | None:
+    return next((one for one in KINDS.values() if word in (one.folder, one.noun)), None)
+
+
+def _show_kinds(session: Session) -> None:
+    found = [
+        {"name": kind.folder, "place": kind.place, "plugins": names(kind.folder)}
+        for kind in KINDS.values()
+        if names(kind.folder)
+    ]
+    columns = (Column("kind", 9), Column("in a recipe", 5), Column("plug-ins", 7))
+    rows = [[paint(str(one["name"]), "cyan"), str(one["place"]), ", ".join(one["plugins"])] for one in found]
+    others = ", ".join(sections())
+    text = _table(columns, rows, session.width)
+    session.result(found, f"{text}\n\n{fold(f'Sections of a recipe, shown the same way: {others}', session.width)}")
+
+
+def _show_kind(session: Session, kind: Kind) -> None:
+    found = [{"name": name, "summary": summary(kind.folder, name)} for name in names(kind.folder)]
+    rows = [[paint(one["name"], "cyan"), one["summary"]] for one in found]
+    text = _table((Column(kind.noun, 9), Column("", 8)), rows, session.width)
+    more = f"\n\nSettings of one: tunesmith plugins {kind.folder} {found[0]['name']}" if found else ""
+    session.result(found, text + more)
+
+
+def _show_section(session: Session, place: str, inner: str) -> None:
+    from tunesmith.core.describe import describe
+
+    cls = sections()[place]
+    if inner:
+        groups = {one.name: one.group for one in describe(cls) if one.group is not None}
+        if inner not in groups:
+            raise unknown_name(f"group in {place}", inner, groups, listing=f"tunesmith plugins {place}")
+        cls = groups[inner]
+    _show_class(session, cls, f"{place}.{inner}" if inner else place)
+
+
+def _show_class(session: Session, cls: type[Any], name: str) -> None:
+    """One class of settings: what it is, and each setting with type, default and meaning."""
+    import inspect
+
+    from tunesmith.core.describe import describe
+
+    about = inspect.getdoc(inspect.getmodule(cls) if _is_plugin(cls) else cls) or ""
+    settings = [
+        {"name": one.name, "type": one.takes, "default": one.default, "documentation": one.text}
+        for one in describe(cls)
+    ]
+    value = {"name": name, "summary": about.partition("\n")[0], "documentation": about, "settings": settings}
+    lines = [paint(name, "bold"), fold(about.partition("\n")[0], session.width), ""]
+    for one in settings:
+        default = f" · default {one['default']}" if one["default"] not in ("", "needed") else ""
+        needed = " · needed" if one["default"] == "needed" else ""
+        lines.append(
+            fold(f"{paint(one['name'], 'cyan')}   {one['type'].replace('`', '')}{default}{needed}", session.width, 4)
+        )
+        if one["documentation"]:
+            lines.append("    " + fold(one["documentation"], session.width - 4).replace("\n", "\n    "))
+    session.result(value, "\n".join(lines if settings else [*lines[:2], "", "It has no settings."]))
+
+
+def _is_plugin(cls: type[Any]) -> bool:
+    from tunesmith.core.plugins import Plugin
+
+    return issubclass(cls, Plugin)
+
+
+def _table(columns: tuple[Column, ...], rows: list[list[str]], width: int) -> str:
+    """A table whose last column is folded under itself instead of cut."""
+    if is_flat(width):
+        return table(columns, rows, width)
+    edges = [max(len(column.title), *(len(_bare(row[i])) for row in rows)) + 3 for i, column in enumerate(columns[:-1])]
+    room = max(20, width - sum(edges))
+    lines = []
+    for row in ([column.title for column in columns], *rows):
+        head = "".join(cell + " " * (edge - len(_bare(cell))) for cell, edge in zip(row, edges, strict=False))
+        lines.append((head + fold(row[-1], room).replace("\n", "\n" + " " * sum(edges))).rstrip())
+    return "\n".join(lines)
+
+
+def _bare(cell: str) -> str:
+    from tunesmith.reporters.text import plain
+
+    return plain(cell)
