@@ -141,8 +141,11 @@ def plugin_name(cls: type[Plugin]) -> str:
 
 
 def plugin(folder: str) -> tuple[Any, Any]:
-    """Annotations of a settings field that holds a plug-in: `Annotated[Method, *plugin("methods")]`."""
+    """Annotations of a settings field that holds a plug-in: `Annotated[Method, *plugin("methods")]`.
+
+    "auto" passes unbuilt: a field that allows it says so (`… | Literal["auto"]`).
+    """
     return (
-        BeforeValidator(lambda spec: build(folder, spec)),
+        BeforeValidator(lambda spec: spec if spec == "auto" else build(folder, spec)),
         PlainSerializer(lambda value: value.spec(), return_type=dict),
     )

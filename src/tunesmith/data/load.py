@@ -1,0 +1,372 @@
+"""From the recipe's `data` section to examples: read, recognise, leave out repetitions, hold out, mix.
+
+Everything that is left out is counted and shown as a finding. A folder written by `tunesmith data prepare` is taken as
+it is, after its manifest was verified.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import UserError, suggest
+from tunesmith.core.events import Finding
+from tunesmith.core.plugins import build, names
+from tunesmith.core.publish import sha256, verify
+from tunesmith.core.records import (
+    ChatExample,
+    Example,
+    LabelExample,
+    Message,
+    Origin,
+    PreferenceExample,
+    RatedExample,
+)
+from tunesmith.data.findings import Findings
+from tunesmith.data.lines import Fault
+from tunesmith.data.repeats import content_key, normalise, note_leaks, question_of, without_repeats
+from tunesmith.data.rows import RawRow, read_rows, row_files
+from tunesmith.data.split import split, unit_hash
+from tunesmith.data.write import FORMATS, contents_sha256
+from tunesmith.formats.base import Format, RowFault
+from tunesmith.recipe import DataSettings
+
+SAMPLE_ROWS = 50
+"""Rows that recognition looks at."""
+CARD = "card.json"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that rows came from."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of one path as examples; `details` has every place of every finding."""
+
+    examples: tuple[Example, ...]
+    findings: tuple[Finding, ...]
+    format_name: str
+    num_read: int = 0
+    """Rows in the file, unusable ones included."""
+    num_faults: int = 0
+    details: Findings = field(default_factory=Findings, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Examples for training, validation and the final scores, with what was found on the way."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    findings: tuple[Finding, ...] = ()
+    labels: tuple[str, ...] = ()
+    """Class names in the order of their indices; empty where rows have no labels."""
+    format_name: str = ""
+    num_read: int = 0
+    num_left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows read but not used, by reason."""
+    files: tuple[SourceFile, ...] = ()
+    seed: int = 0
+
+    def card(self) -> dict[str, Any]:
+        """The data card: counts, sums of the files and of each side's contents. Equal data have equal cards."""
+        sides = {"train": self.train, "validation": self.validation, "test": self.test}
+        labels = Counter(e.label for e in self.train if isinstance(e, LabelExample))
+        return {
+            "version": 1,
+            "format": self.format_name,
+            "seed": self.seed,
+            "rows": {"read": self.num_read, **{side: len(examples) for side, examples in sides.items()}},
+            "left_out": dict(self.num_left_out),
+            "labels": {label: labels[label] for label in self.labels},
+            "files": [{"name": f.name, "bytes": f.num_bytes, "sha256": f.sha256} for f in self.files],
+            "contents_sha256": {side: contents_sha256(examples) for side, examples in sides.items()},
+            "findings": [
+                {"level": f.level, "code": f.code, "rows": f.num_rows, "message": f.message} for f in self.findings
+            ],
+        }
+
+
+def load_data(settings: DataSettings, *, seed: int) -> DataSet:
+    """The data set of a recipe; equal settings, files and seed give an equal one.
+
+    Raises:
+        UserError: A file or row is wrong, nothing is left to train on, or a label cannot be learnt or scored.
+    """
+    if isinstance(settings.source, str) and (Path(settings.source) / CARD).is_file():
+        return _load_prepared(settings, Path(settings.source), seed)
+    sources = [(settings.source, 1.0)] if isinstance(settings.source, str) else []
+    sources = sources or [(source.path, source.weight) for source in settings.source if not isinstance(source, str)]
+    loaded = [read_examples(path, settings) for path, _ in sources]
+    held = [read_examples(path, settings) if path else None for path in (settings.validation, settings.test)]
+    everything = [*loaded, *(part for part in held if part)]
+    _refuse_mixed_kinds(everything)
+    found = Findings()
+    for part in everything:
+        found.update(part.details)
+    num_faults = sum(part.num_faults for part in everything)
+
+    source_of = {id(e): k for k, part in enumerate(loaded) for e in part.examples}
+    examples: Sequence[Example] = [e for part in loaded for e in part.examples]
+    num_found = len(examples)
+    keys: Sequence[str] = [content_key(e) for e in examples]
+    if settings.dedup != "none":
+        examples, keys = without_repeats(examples, keys, found, near=settings.dedup == "near")
+    if not examples:
+        raise UserError(
+            f"no row is left to train on: {sum(p.num_read for p in loaded):,} read, {num_faults:,} with faults.",
+            code="no_rows",
+            where=sources[0][0],
+            remedy="See what is wrong with: tunesmith data check " + sources[0][0],
+        )
+    share = settings.split
+    sides = split(
+        examples,
+        _togetherness(examples, keys),
+        validation=0.0 if settings.validation else share.validation,
+        test=0.0 if settings.test else share.test,
+        group_by=share.group_by,
+        seed=seed,
+    )
+    validation = held[0].examples if held[0] else tuple(examples[i] for i in sides.validation)
+    test = held[1].examples if held[1] else tuple(examples[i] for i in sides.test)
+    train = [examples[i] for i in sides.train]
+    note_leaks(train, (*validation, *test), found)
+    train = _mixed(train, [keys[i] for i in sides.train], source_of, [weight for _, weight in sources], seed)
+    left_out = {"faults": num_faults, "duplicates": num_found - len(examples)}
+    if settings.limit and settings.limit < len(train):
+        left_out["limit"] = len(train) - settings.limit
+        order = sorted(range(len(train)), key=lambda i: (unit_hash(f"limit {content_key(train[i])}", seed), i))
+        train = [train[i] for i in order[: settings.limit]]
+    paths = [*(path for path, _ in sources), settings.validation, settings.test]
+    return DataSet(
+        train=tuple(train),
+        validation=validation,
+        test=test,
+        findings=found.all(),
+        labels=_labels(train, validation, test),
+        format_name=loaded[0].format_name,
+        num_read=sum(part.num_read for part in everything),
+        num_left_out={reason: number for reason, number in left_out.items() if number},
+        files=tuple(file for path in paths if path for file in source_files(path)),
+        seed=seed,
+    )
+
+
+def read_examples(path: str | Path, settings: DataSettings) -> Loaded:
+    """The rows of a path as examples, by `settings`' format, columns, system message and way with faults.
+
+    Raises:
+        UserError: As `read_rows`; no format fits; with `on_fault: stop`, the first row that cannot be read.
+    """
+    items = list(read_rows(path, on_fault=settings.on_fault))
+    found = Findings()
+    rows = [item for item in items if isinstance(item, RawRow)]
+    _check_columns(rows, settings.columns, str(path))
+    if settings.columns:
+        rows = [RawRow(_renamed(row, settings.columns), row.origin) for row in rows]
+    for item in items:
+        if isinstance(item, Fault):
+            found.add("error", item.code, item.origin, item.message, item.remedy)
+    chosen = settings.format
+    if rows and not isinstance(chosen, Format):
+        chosen = recognise([row.values for row in rows[:SAMPLE_ROWS]], where=str(path))
+    examples = []
+    for row in rows:
+        assert isinstance(chosen, Format), chosen
+        try:
+            examples.append(_with_system(chosen.read(row.values, row.origin), settings.system))
+        except RowFault as fault:
+            wrong = Fault(row.origin, fault.code, fault.message, fault.remedy)
+            if settings.on_fault == "stop":
+                raise wrong.error() from None
+            found.add("error", wrong.code, wrong.origin, wrong.message, wrong.remedy)
+    name = chosen.name if isinstance(chosen, Format) else ""
+    return Loaded(tuple(examples), found.all(), name, len(items), len(items) - len(examples), found)
+
+
+def recognise(rows: Sequence[Mapping[str, Any]], *, where: str = "") -> Format:
+    """The format that fits the rows best, on average; of equals the first by name.
+
+    Raises:
+        UserError: None fits; the columns are listed with the way to name them.
+    """
+    best, best_score = None, 0.0
+    for name in names("formats"):
+        candidate: Format = build("formats", name)
+        score = sum(candidate.matches(row) for row in rows) / len(rows)
+        if score > best_score:
+            best, best_score = candidate, score
+    if best is not None and best_score >= 0.15:
+        return best
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    shown = ", ".join(f'"{name}"' for name in columns[:12]) + (", …" if len(columns) > 12 else "")
+    first, second = (columns + ["question", "answer"])[:2] if columns else ("question", "answer")
+    raise UserError(
+        f"the columns {shown or '(none)'} fit no format that Tunesmith knows.",
+        code="unknown_format",
+        where=where,
+        remedy=f"Say what they are, e.g. data.columns={{{first}: prompt, {second}: completion}}; "
+        "all shapes: tunesmith plugins formats",
+    )
+
+
+def source_files(path: str | Path) -> tuple[SourceFile, ...]:
+    """The files behind a path with their sizes and sums; names are relative, so that a card can be shared."""
+    root = Path(path)
+    return tuple(
+        SourceFile(
+            file.relative_to(root).as_posix() if root.is_dir() else file.name, file.stat().st_size, sha256(file)
+        )
+        for file in row_files(path)
+    )
+
+
+def _check_columns(rows: Sequence[RawRow], columns: Mapping[str, str], where: str) -> None:
+    known = list(dict.fromkeys(name for row in rows[:SAMPLE_ROWS] for name in row.values))
+    for name, new in columns.items():
+        if rows and name not in known and not any(name in row.values for row in rows):
+            hint = suggest(name, known).sentence() or f"there are: {', '.join(known[:12])}."
+            raise UserError(
+                f'there is no column "{name}" (named in `data.columns`);', code="unknown_column", where=where, remedy=hint
+            )
+        if new in known and new not in columns and new != name:
+            raise UserError(
+                f'`data.columns` makes "{name}" to "{new}", but there is a column "{new}" already.',
+                code="column_taken",
+                where=where,
+                remedy=f"Rename that one too, e.g. {{{new}: old_{new}}}.",
+            )
+
+
+def _renamed(row: RawRow, columns: Mapping[str, str]) -> dict[str, Any]:
+    return {columns.get(name, name): value for name, value in row.values.items()}
+
+
+def _with_system(example: Example, text: str) -> Example:
+    if not text:
+        return example
+    system = Message("system", text)
+    if isinstance(example, ChatExample) and not any(m.role == "system" for m in example.messages):
+        return replace(example, messages=(system, *example.messages))
+    if isinstance(example, PreferenceExample | RatedExample) and not any(m.role == "system" for m in example.prompt):
+        return replace(example, prompt=(system, *example.prompt))
+    return example
+
+
+def _refuse_mixed_kinds(parts: Sequence[Loaded]) -> None:
+    kinds: dict[type[Example], Origin] = {}
+    for part in parts:
+        for example in part.examples[:1]:
+            kinds.setdefault(type(example), example.origin)
+    if len(kinds) > 1:
+        said = " and ".join(f"{FORMATS[kind]} rows ({origin.file})" for kind, origin in kinds.items())
+        raise UserError(
+            f"the files hold different kinds of rows: {said}.",
+            code="mixed_kinds",
+            remedy="Name files of one kind, or rename their columns with data.columns.",
+        )
+
+
+def _togetherness(examples: Sequence[Example], keys: Sequence[str]) -> list[str]:
+    """What keeps rows on one side: their question, as several answers to one are common.
+
+    A question of more than 1 % of the rows (an instruction that all share) says nothing; there it is the whole row.
+    """
+    questions = [normalise(question_of(example)) for example in examples]
+    counts = Counter(questions)
+    most = max(10, len(examples) // 100)
+    return [question if counts[question] <= most else key for question, key in zip(questions, keys, strict=True)]
+
+
+def _mixed(
+    train: list[Example], keys: Sequence[str], source_of: Mapping[int, int], weights: Sequence[float], seed: int
+) -> list[Example]:
+    """Rows repeated by their source's weight over the least weight, so that no row is lost.
+
+    A weight of 1.5 repeats every row once and half of them (chosen by hash) twice.
+    """
+    if len(set(weights)) <= 1:
+        return train
+    out = []
+    for number, weight in enumerate(weights):
+        mine = [i for i, example in enumerate(train) if source_of[id(example)] == number]
+        whole, part = divmod(weight / min(weights), 1.0)
+        extra = sorted(mine, key=lambda i: (unit_hash(f"mix {keys[i]}", seed), i))[: round(part * len(mine))]
+        out.extend(train[i] for i in sorted([*mine * int(whole), *extra]))
+    return out
+
+
+def _labels(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> tuple[str, ...]:
+    """The class names, numbers in their order.
+
+    Raises:
+        UserError: A label occurs once, or only outside the training rows.
+    """
+    learnt = Counter(e.label for e in train if isinstance(e, LabelExample))
+    total = learnt + Counter(e.label for e in (*validation, *test) if isinstance(e, LabelExample))
+    for example in (*train, *validation, *test):
+        if not isinstance(example, LabelExample):
+            break
+        if total[example.label] == 1:
+            raise UserError(
+                f'the label "{example.label}" occurs once; it cannot be learnt and scored.',
+                code="rare_label",
+                where=str(example.origin),
+                remedy="Add rows with this label, or delete the row.",
+            )
+        if example.label not in learnt:
+            raise UserError(
+                f'the label "{example.label}" is not among the training rows.',
+                code="unseen_label",
+                where=str(example.origin),
+                remedy="Add training rows with this label, mend its spelling, or delete the row.",
+            )
+    if len(learnt) == 1:
+        raise UserError(f'every row has the label "{next(iter(learnt))}".', code="one_label", remedy="Add another class.")
+    is_numeric = all(label.lstrip("-").isdigit() for label in learnt)
+    return tuple(sorted(learnt, key=lambda label: (int(label) if is_numeric else 0, label)))
+
+
+def _load_prepared(settings: DataSettings, folder: Path, seed: int) -> DataSet:
+    verify(folder)
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    plain = settings.model_copy(update={"format": build("formats", card["format"]), "columns": {}})
+    sides: dict[str, tuple[Example, ...]] = {}
+    for side in ("train", "validation", "test"):
+        file = folder / f"{side}.jsonl"
+        sides[side] = read_examples(file, plain).examples if card["rows"][side] else ()
+    for side, path in (("validation", settings.validation), ("test", settings.test)):
+        if path:
+            sides[side] = read_examples(path, settings).examples
+    found = Findings()
+    note_leaks(sides["train"], (*sides["validation"], *sides["test"]), found)
+    train = sides["train"]
+    left_out = {}
+    if settings.limit and settings.limit < len(train):
+        left_out["limit"] = len(train) - settings.limit
+        order = sorted(range(len(train)), key=lambda i: (unit_hash(f"limit {content_key(train[i])}", seed), i))
+        train = tuple(train[i] for i in order[: settings.limit])
+    return DataSet(
+        train=train,
+        validation=sides["validation"],
+        test=sides["test"],
+        findings=found.all(),
+        labels=_labels(train, sides["validation"], sides["test"]),
+        format_name=card["format"],
+        num_read=sum(len(examples) for examples in sides.values()),
+        num_left_out=left_out,
+        files=source_files(folder),
+        seed=seed,
+    )

@@ -1,0 +1,208 @@
+"""Rows that are the same, or nearly, and held-out rows that are hidden among the training rows.
+
+Equal means equal after Unicode NFKC, case folding, and with white space and invisible characters evened out. Nearly
+equal means a Jaccard similarity of their word 3-shingles of at least 0.8, found exactly by prefix filtering
+(Chaudhuri et al., ICDE 2006): two such sets share one of their rarest shingles, so few pairs are ever compared.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from tunesmith.core.records import (
+    ChatExample,
+    Example,
+    LabelExample,
+    Message,
+    PairExample,
+    PreferenceExample,
+    RatedExample,
+    TextExample,
+)
+from tunesmith.data.findings import Findings
+
+NEAR = 0.8
+_INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
+_FIELD = "\x1f"
+
+
+def normalise(text: str) -> str:
+    """The text without differences of case, spacing, Unicode form and invisible characters."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).translate(_INVISIBLE)
+        text = unicodedata.normalize("NFKC", text.casefold())
+        return " ".join(text.split())
+    return " ".join(text.lower().split())
+
+
+def question_of(example: Example) -> str:
+    """What is given to the model, as text."""
+    match example:
+        case ChatExample():
+            return _words(example.prompt)
+        case LabelExample():
+            return f"{example.text}{_FIELD}{example.text_pair}"
+        case PairExample():
+            return example.source
+        case PreferenceExample() | RatedExample():
+            return _words(example.prompt)
+        case TextExample():
+            return example.text
+    raise AssertionError(type(example))
+
+
+def answer_of(example: Example) -> str:
+    """What the model shall make of it, as text."""
+    match example:
+        case ChatExample():
+            last = max((i for i, m in enumerate(example.messages) if m.role == "assistant"), default=0)
+            return _words(example.messages[last:])
+        case LabelExample():
+            return example.label
+        case PairExample():
+            return example.target
+        case PreferenceExample():
+            return f"{example.chosen}{_FIELD}{example.rejected}"
+        case RatedExample():
+            return f"{example.answer}{_FIELD}{example.is_good}"
+    return ""
+
+
+def content_key(example: Example) -> str:
+    """Equal for rows that are repetitions of each other."""
+    return f"{normalise(question_of(example))}{_FIELD}{normalise(answer_of(example))}"
+
+
+def without_repeats(
+    examples: Sequence[Example], keys: Sequence[str], findings: Findings, *, near: bool
+) -> tuple[list[Example], list[str]]:
+    """The examples and keys without later repetitions of an earlier row, which are noted as findings."""
+    first: dict[str, Example] = {}
+    kept, kept_keys = [], []
+    for example, key in zip(examples, keys, strict=True):
+        earlier = first.setdefault(key, example)
+        if earlier is example:
+            kept.append(example)
+            kept_keys.append(key)
+        else:
+            note_duplicate(findings, example, earlier)
+    if not near:
+        return kept, kept_keys
+    repeats = near_repeats(kept, kept_keys)
+    for i, (j, similarity) in repeats.items():
+        note_near_duplicate(findings, kept[i], kept[j], similarity)
+    rest = [i for i in range(len(kept)) if i not in repeats]
+    return [kept[i] for i in rest], [kept_keys[i] for i in rest]
+
+
+def note_duplicate(findings: Findings, example: Example, earlier: Example) -> None:
+    """One row that says what an earlier one says."""
+    findings.add("warning", "duplicate", example.origin, f"of {_place(earlier, example)}", "data.dedup=exact")
+
+
+def note_near_duplicate(findings: Findings, example: Example, earlier: Example, similarity: float) -> None:
+    """One row that says nearly what an earlier one says."""
+    message = f"of {_place(earlier, example)}, Jaccard {similarity:.2f}"
+    findings.add("warning", "near_duplicate", example.origin, message, "data.dedup=near")
+
+
+def near_repeats(examples: Sequence[Example], keys: Sequence[str]) -> dict[int, tuple[int, float]]:
+    """For each row that is nearly an earlier kept one: that row's index and their similarity.
+
+    Rows with different labels or thumbs are never repetitions of each other.
+    """
+    shingled = [_shingles(key) for key in keys]
+    counts = Counter(shingle for shingles in shingled for shingle in shingles)
+    order = {shingle: rank for rank, (shingle, _) in enumerate(sorted(counts.items(), key=lambda kv: (kv[1], kv[0])))}
+    index: dict[int, list[int]] = defaultdict(list)
+    sets: dict[int, frozenset[int]] = {}
+    found: dict[int, tuple[int, float]] = {}
+    for i, shingles in enumerate(shingled):
+        ranks = sorted(order[shingle] for shingle in shingles)
+        prefix = ranks[: len(ranks) - math.ceil(NEAR * len(ranks)) + 1]
+        mine = frozenset(ranks)
+        best = _nearest(i, mine, prefix, index, sets, examples)
+        if best is not None:
+            found[i] = best
+            continue
+        sets[i] = mine
+        for rank in prefix:
+            index[rank].append(i)
+    return found
+
+
+def note_leaks(train: Sequence[Example], held_out: Sequence[Example], findings: Findings) -> None:
+    """Training rows that are held-out rows under another case, spacing or Unicode form."""
+    exact = {(question_of(e), answer_of(e)): e for e in reversed(held_out)}
+    whole = {content_key(e): e for e in reversed(held_out)}
+    questions = {normalise(question_of(e)): e for e in reversed(held_out)}
+    for example in train:
+        question = normalise(question_of(example))
+        if question not in questions:
+            continue
+        hidden = whole.get(content_key(example))
+        remedy = "delete one of them, or use data.split.group_by"
+        if hidden is None:
+            place = questions[question].origin
+            message = f"asks what {place} asks, with another answer"
+            findings.add("warning", "leak_question", example.origin, message, remedy)
+        else:
+            same = (question_of(example), answer_of(example)) in exact
+            message = f"is {hidden.origin}" + ("" if same else " but for case, spacing or Unicode form")
+            findings.add("warning", "leak", example.origin, message, remedy)
+
+
+def _words(messages: Sequence[Message]) -> str:
+    parts = []
+    for message in messages:
+        calls = "".join(f"{_FIELD}{call['function']}" for call in message.tool_calls) if message.tool_calls else ""
+        parts.append(f"{message.role}: {message.content}{calls}")
+    return _FIELD.join(parts)
+
+
+def _place(earlier: Example, example: Example) -> str:
+    same = earlier.origin.file == example.origin.file
+    return f"line {earlier.origin.line}" if same else str(earlier.origin)
+
+
+def _shingles(key: str) -> set[tuple[str, ...]]:
+    words = key.split()
+    if len(words) < 3:
+        return {tuple(words)}
+    return set(zip(words, words[1:], words[2:], strict=False))
+
+
+def _nearest(
+    i: int,
+    mine: frozenset[int],
+    prefix: Sequence[int],
+    index: dict[int, list[int]],
+    sets: dict[int, frozenset[int]],
+    examples: Sequence[Example],
+) -> tuple[int, float] | None:
+    best: tuple[int, float] | None = None
+    tried: set[int] = set()
+    for rank in prefix:
+        for j in index.get(rank, ()):
+            if j in tried:
+                continue
+            tried.add(j)
+            theirs = sets[j]
+            if min(len(mine), len(theirs)) < NEAR * max(len(mine), len(theirs)):
+                continue
+            shared = len(mine & theirs)
+            similarity = shared / (len(mine) + len(theirs) - shared)
+            if similarity >= NEAR and (best is None or similarity > best[1]) and _same_class(examples[i], examples[j]):
+                best = (j, similarity)
+    return best
+
+
+def _same_class(a: Example, b: Example) -> bool:
+    if isinstance(a, LabelExample) and isinstance(b, LabelExample):
+        return a.label == b.label
+    if isinstance(a, RatedExample) and isinstance(b, RatedExample):
+        return a.is_good == b.is_good
+    return True
