@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.errors import UserError
 from tunesmith.core.home import Home
 from tunesmith.core.records import Example
-from tunesmith.recipe import DataSettings, ModelSettings, Recipe, read_recipe
+from tunesmith.recipe import DataSettings, Recipe, read_recipe
 
 if TYPE_CHECKING:
     from tunesmith.core.store import Store
@@ -73,18 +73,13 @@ def held_out(data: str, opened: Opened, limit: int = 0) -> tuple[Example, ...]:
 
 
 def _load(target: str, home: Home) -> tuple[Any, Recipe | None]:
-    from tunesmith.models.load import load_base, load_trained
-    from tunesmith.models.machine import preferred_precision
+    from tunesmith.models.load import load_trained
 
     folder = _trained_folder(target, home)
-    if folder:
-        recipe = folder / "recipe.yaml"
-        return load_trained(folder / "model"), read_recipe(recipe) if recipe.is_file() else None
-    if Path(target).is_dir():
-        return load_trained(Path(target)), None
-    precision = preferred_precision("auto")[0]
-    settings = ModelSettings(name=target)
-    return load_base(settings, "causal", trains_base_weights=False, precision=precision, seed=1), None
+    if folder is None:
+        return load_trained(target), None
+    recipe = folder / "recipe.yaml"
+    return load_trained(folder / "model"), read_recipe(recipe) if recipe.is_file() else None
 
 
 def _trained_folder(target: str, home: Home) -> Path | None:

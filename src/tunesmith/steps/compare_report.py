@@ -1,0 +1,158 @@
+"""A comparison as files: report.json, answers.jsonl, the page and the plot; report.json last, with their sums."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tunesmith.core.publish import sha256, write_json, write_text
+from tunesmith.core.records import ChatExample, Example, Outcome, Score
+from tunesmith.core.run import RunFolder, environment, now
+from tunesmith.steps.compare_rows import Result, Work
+from tunesmith.steps.verdict import Candidate, best_of, changes, goodness, judge
+
+REPORT, ANSWERS, PAGE, PLOTS = "report.json", "answers.jsonl", "compare.html", "plots"
+
+
+def publish(
+    work: Work, results: Sequence[Result], seconds: float
+) -> tuple[dict[str, Any], tuple[Mapping[str, Any], ...]]:
+    """The report and the answers, once they are on disk."""
+    from tunesmith.reports.compare_page import compare_page
+    from tunesmith.reports.plots import interval_plot
+
+    answers = _answers(work, results)
+    report = _report(work, results, answers, seconds)
+    out = work.out
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / ANSWERS, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+    write_text(out / PAGE, compare_page(report, answers))
+    (out / PLOTS).mkdir(exist_ok=True)
+    interval_plot(report, out / PLOTS / "quality.png")
+    files = (ANSWERS, PAGE, f"{PLOTS}/quality.png")
+    report["files"] = {name: sha256(out / name) for name in files}
+    write_json(out / REPORT, report)
+    return report, tuple(answers)
+
+
+def _answers(work: Work, results: Sequence[Result]) -> list[dict[str, Any]]:
+    good = {result.name: goodness(work.headline, result.evaluation.outcomes) for result in results}
+    lines = []
+    for i, example in enumerate(work.examples):
+        first: Outcome = results[0].evaluation.outcomes[i]
+        given = [
+            {
+                "name": result.name,
+                "answer": result.evaluation.outcomes[i].answer,
+                "goodness": float(good[result.name][i]),
+                "prompt_tokens": result.evaluation.outcomes[i].num_prompt_tokens,
+                "finish_reason": result.evaluation.outcomes[i].finish_reason,
+            }
+            for result in results
+        ]
+        facts = example.fields.get("facts")
+        question = _question(example)
+        lines.append(
+            {
+                "origin": first.origin,
+                "prompt": question or first.prompt,
+                "reference": first.reference,
+                **({"facts": facts} if facts else {}),
+                "answers": given,
+            }
+        )
+    return lines
+
+
+def _question(example: Example) -> str:
+    if isinstance(example, ChatExample):
+        return next((m.content for m in reversed(example.prompt) if m.role == "user"), "")
+    return str(getattr(example, "source", getattr(example, "text", "")))
+
+
+def _report(
+    work: Work, results: Sequence[Result], answers: Sequence[Mapping[str, Any]], seconds: float
+) -> dict[str, Any]:
+    metric = work.headline
+    candidates = [result.candidate(metric) for result in results]
+    verdict = judge(metric, candidates, seed=work.recipe.seed, noun=work.noun)
+    prompted = [candidate for candidate in candidates if not candidate.is_tuned]
+    rival = best_of(metric, prompted) if prompted else None
+    wrong = [a["origin"] for a in answers if metric.is_rate and all(given["goodness"] == 0 for given in a["answers"])]
+    return {
+        "format": 1,
+        "name": work.recipe.name,
+        "at": now(),
+        "seconds": seconds,
+        "metric": metric.key(),
+        "metric_title": metric.heading(),
+        "higher_is_better": metric.higher_is_better,
+        "is_rate": metric.is_rate,
+        "num_rows": len(work.examples),
+        "noun": work.noun,
+        "held_out": work.held_out,
+        "verdict": verdict.to_dict(),
+        "rows": [_row_report(work, result, rival) for result in results],
+        "wrong_in_every_row": wrong,
+        "metrics": {
+            one.key(): {"title": one.heading(), "higher_is_better": one.higher_is_better} for one in work.metrics
+        },
+        "recipe": work.recipe.model_dump(mode="json"),
+        "recipe_fingerprint": work.recipe.fingerprint(),
+        "environment": _environment(),
+        "data": json.loads(json.dumps(work.data.card())),
+    }
+
+
+def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str, Any]:
+    evaluation = result.evaluation
+    scores = {score.metric: _score_report(score) for score in evaluation.scores}
+    report: dict[str, Any] = {
+        "name": result.name,
+        "kind": result.kind,
+        **scores,
+        "scores": {
+            score.metric: {**scores[score.metric], "details": dict(score.details)} for score in evaluation.scores
+        },
+        "trainable_parameters": result.trainable_parameters,
+        "train_seconds": result.train_seconds,
+        "seconds_per_answer": evaluation.seconds_per_answer,
+        "seconds": result.seconds,
+        "peak_memory_bytes": result.peak_bytes,
+        "answer_peak_bytes": result.answer_peak_bytes,
+        "train_peak_bytes": result.train_peak_bytes,
+        "forgets": result.forgets,
+        "general_perplexity": list(result.general) if result.general else None,
+        "prompting": result.row.prompting.spec(),
+        "method": result.row.method.spec() if result.row.method else None,
+        "run": str(result.run.path.relative_to(work.out)) if result.run else None,
+        "is_reused": result.is_reused,
+        "curve": _curve(result.run) if result.run else None,
+    }
+    if rival and result.kind == "fine-tuning":
+        found = changes(work.headline, evaluation.outcomes, rival.outcomes)
+        report |= {"fixed": list(found.fixed), "broken": list(found.broken)}
+    return report
+
+
+def _score_report(score: Score) -> dict[str, Any]:
+    values = {"value": score.value, "low": score.low, "high": score.high, "n": score.num_rows}
+    return {**values, "signature": score.signature} if score.signature else values
+
+
+def _curve(run: RunFolder) -> dict[str, Any]:
+    from tunesmith.reports.curve import points, thinned
+
+    records = run.read_metrics()
+    return {
+        "train": [list(point) for point in thinned(points(records, "train_loss"))],
+        "validation": [list(point) for point in points(records, "validation_loss")],
+    }
+
+
+def _environment() -> dict[str, Any]:
+    from tunesmith.models.machine import describe
+
+    return environment(machine_details=asdict(describe()))
