@@ -15,7 +15,7 @@ from tunesmith.core.plugins import KINDS, names
 
 PACKAGE = Path(tunesmith.__file__).parent
 PLUGINS = set(KINDS)
-NOUNS = {"data", "models", "kernels", "reports"}
+NOUNS = {"data", "models", "kernels", "reports", "assets"}
 
 # What each part may import of Tunesmith itself; "base" stands for the contracts */base.py.
 ALLOWED = {

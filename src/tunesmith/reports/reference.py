@@ -88,7 +88,7 @@ def commands_page() -> str:
 
     parts = ["Results go to stdout, everything said on the way to stderr; `--json` gives one object."]
     for name in COMMANDS:
-        for words, text in _helps(name):
+        for words, text in command_helps(name):
             parts += [f"## tunesmith {words}", f"```text\n{text.rstrip()}\n```"]
     return _page("Commands", *parts)
 
@@ -131,7 +131,7 @@ def http_page() -> str:
     return _page("The HTTP API", *parts)
 
 
-def _helps(name: str) -> Iterator[tuple[str, str]]:
+def command_helps(name: str) -> Iterator[tuple[str, str]]:
     """(words, help) of a command and of the commands of a group."""
     from tunesmith.cli.main import command
 
