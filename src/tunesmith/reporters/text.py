@@ -31,6 +31,8 @@ ColorWish = Literal["auto", "always", "never"]
 NARROW = 60
 """Below so many columns tables become `name: value` lines."""
 UNKNOWN_WIDTH = 80
+SMALLEST_CUT = 12
+"""A column of text is cut to no fewer columns than this."""
 BARS = "▁▂▃▄▅▆▇█"
 ASCII = {
     **dict(zip(BARS, ".:-=+*##", strict=True)),
@@ -186,20 +188,19 @@ class Column:
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
     """Aligned columns without boxes, at most `width` wide; `name: value` lines where that is too narrow.
 
-    Columns are dropped by importance (of equals the rightmost first); the last resort cuts the widest left-aligned one.
+    Columns are dropped by importance; among equals the widest text is cut, or else the rightmost column dropped.
     """
     if is_flat(width):
         return _flat(columns, rows)
     kept = list(range(len(columns)))
     widths = [max([cell_width(c.title), *(cell_width(row[i]) for row in rows)]) for i, c in enumerate(columns)]
-    while len(kept) > 1 and _total(kept, widths, 2) > width:
-        kept.remove(min(kept, key=lambda i: (columns[i].importance, -i)))
-        if len({columns[i].importance for i in kept}) == 1:
-            break
-    excess = _total(kept, widths, 2) - width
-    if excess > 0:
+    while (excess := _total(kept, widths, 2) - width) > 0:
         widest = max((i for i in kept if columns[i].align == "left"), key=lambda i: widths[i], default=kept[0])
-        widths[widest] = max(8, widths[widest] - excess)
+        are_equal = len({columns[i].importance for i in kept}) == 1
+        if len(kept) == 1 or (are_equal and widths[widest] - excess >= SMALLEST_CUT):
+            widths[widest] = max(1, widths[widest] - excess)
+            break
+        kept.remove(min(kept, key=lambda i: (columns[i].importance, -i)))
     gap = " " * (3 if _total(kept, widths, 3) <= width else 2)
     lines = []
     for row in ([column.title for column in columns], *rows):
