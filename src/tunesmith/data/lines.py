@@ -132,11 +132,12 @@ def missing_file(path: Path, shown: str) -> UserError:
 
 def not_utf8(fault: UnicodeDecodeError, origin: Origin, offset: int) -> Fault:
     """The fault for bytes that are not UTF-8 (Latin-1, most often)."""
+    name = Path(origin.file).name
     return Fault(
         origin,
         "not_utf8",
         f"byte 0x{fault.object[fault.start]:02X} at offset {offset:,} is not UTF-8",
-        f"if the file is Latin-1, run: iconv -f LATIN1 -t UTF-8 {Path(origin.file).name} > utf8-{Path(origin.file).name}",
+        f"if the file is Latin-1, run: iconv -f LATIN1 -t UTF-8 {name} > utf8-{name}",
     )
 
 

@@ -212,7 +212,7 @@ def recognise(rows: Sequence[Mapping[str, Any]], *, where: str = "") -> Format:
         return best
     columns = list(dict.fromkeys(name for row in rows for name in row))
     shown = ", ".join(f'"{name}"' for name in columns[:12]) + (", …" if len(columns) > 12 else "")
-    first, second = (columns + ["question", "answer"])[:2] if columns else ("question", "answer")
+    first, second = [*columns, "question", "answer"][:2]
     raise UserError(
         f"the columns {shown or '(none)'} fit no format that Tunesmith knows.",
         code="unknown_format",
@@ -226,9 +226,7 @@ def source_files(path: str | Path) -> tuple[SourceFile, ...]:
     """The files behind a path with their sizes and sums; names are relative, so that a card can be shared."""
     root = Path(path)
     return tuple(
-        SourceFile(
-            file.relative_to(root).as_posix() if root.is_dir() else file.name, file.stat().st_size, sha256(file)
-        )
+        SourceFile(file.relative_to(root).as_posix() if root.is_dir() else file.name, file.stat().st_size, sha256(file))
         for file in row_files(path)
     )
 
@@ -239,7 +237,10 @@ def _check_columns(rows: Sequence[RawRow], columns: Mapping[str, str], where: st
         if rows and name not in known and not any(name in row.values for row in rows):
             hint = suggest(name, known).sentence() or f"there are: {', '.join(known[:12])}."
             raise UserError(
-                f'there is no column "{name}" (named in `data.columns`);', code="unknown_column", where=where, remedy=hint
+                f'there is no column "{name}" (named in `data.columns`);',
+                code="unknown_column",
+                where=where,
+                remedy=hint,
             )
         if new in known and new not in columns and new != name:
             raise UserError(
@@ -334,7 +335,9 @@ def _labels(train: Sequence[Example], validation: Sequence[Example], test: Seque
                 remedy="Add training rows with this label, mend its spelling, or delete the row.",
             )
     if len(learnt) == 1:
-        raise UserError(f'every row has the label "{next(iter(learnt))}".', code="one_label", remedy="Add another class.")
+        raise UserError(
+            f'every row has the label "{next(iter(learnt))}".', code="one_label", remedy="Add another class."
+        )
     is_numeric = all(label.lstrip("-").isdigit() for label in learnt)
     return tuple(sorted(learnt, key=lambda label: (int(label) if is_numeric else 0, label)))
 

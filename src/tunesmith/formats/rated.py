@@ -43,7 +43,9 @@ class Rated(Format):
         messages = with_system(_messages(row, used), row, used)
         check_order(messages)
         if messages[-1].role != "assistant":
-            raise RowFault("no_assistant", f'last message is "{messages[-1].role}": nothing is judged', "delete the row")
+            raise RowFault(
+                "no_assistant", f'last message is "{messages[-1].role}": nothing is judged', "delete the row"
+            )
         if not messages[-1].content.strip():
             raise RowFault("empty_content", "the judged answer has no text", "delete the row")
         return RatedExample(
