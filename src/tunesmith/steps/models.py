@@ -115,8 +115,16 @@ def show(home: Home, reference: str, *, emit: Emit, with_gates: bool = False) ->
     return Shown(listed, history, judgement)
 
 
-def promote(home: Home, reference: str, *, alias: str = CHAMPION, margin: float = MARGIN, emit: Emit) -> Promotion:
-    """Move an alias to a version if every gate holds.
+def promote(
+    home: Home,
+    reference: str,
+    *,
+    alias: str = CHAMPION,
+    margin: float = MARGIN,
+    must_improve: bool = False,
+    emit: Emit,
+) -> Promotion:
+    """Move an alias to a version if every gate holds; `must_improve` asks for a better score, too.
 
     Other aliases than the champion's are for trying: their gates are the same, but nothing is compared.
 
@@ -131,7 +139,7 @@ def promote(home: Home, reference: str, *, alias: str = CHAMPION, margin: float 
         held = _holder(store, version.name, alias)
     rival = _other(held, version) if alias == CHAMPION else None
     emit(Started("promote", title_of(version, rival, alias), {"version": version.reference, "alias": alias}))
-    judgement = judge(version, rival, margin=margin, emit=emit)
+    judgement = judge(version, rival, margin=margin, must_improve=must_improve, emit=emit)
     if judgement.failed:
         raise _refusal(version, alias, held, judgement)
     previous = held.number if held else None
