@@ -1,0 +1,103 @@
+"""Every recipe in recipes/ is valid, says what it is for, and runs: here on tiny models and a handful of rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tunesmith.core.events import Event, silent
+from tunesmith.models.tiny import tiny_config, write_tiny
+from tunesmith.recipe import Recipe, make_recipe, read_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+# Rows of the shape of the public data that a recipe names, which the repository does not hold.
+GAMES = [
+    {"mr": f"inform(name[Game {n}], genres[{genre}])", "ref": f"Game {n} is a {genre} game."}
+    for n, genre in enumerate(("racing", "puzzle", "sport", "action") * 6)
+]
+MESSAGES = [
+    {"text": f"{start} {n}?", "category": label}
+    for n in range(12)
+    for start, label in (("Where is my card, order", "card_arrival"), ("Why was I charged fee", "extra_charge"))
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_says_what_it_is_for_and_how_it_is_run(path: Path) -> None:
+    recipe = read_recipe(path)
+    first, *_ = text = path.read_text(encoding="utf-8").splitlines()
+    verb = "compare" if recipe.compare.rows else "train"
+    assert first.startswith("# ") and len(first) > 40
+    assert any(line.endswith(f"tunesmith {verb} recipes/{path.name}") for line in text if line.startswith("#"))
+    assert recipe.name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_reads_data_of_the_repository_or_the_public_data_beside_it(path: Path) -> None:
+    data = read_recipe(path).data
+    for place in filter(None, (data.source, data.validation, data.test, data.documents)):
+        assert str(place).startswith("../shared/data/") or (ROOT / str(place)).exists(), place
+
+
+def smaller(path: Path, folder: Path) -> Recipe:
+    """The recipe with the same method, objective, metrics and columns, on a tiny model, few rows and two steps."""
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = read_recipe(path)
+    values["name"] = path.stem
+    values["data"] |= {"limit": 12, **rows_like(recipe, folder)}
+    values.setdefault("train", {}).update(steps=2, validations=1, tokens_per_step=256, micro_tokens=256)
+    values["generate"] = {"max_new_tokens": 4}
+    architecture = "bert" if recipe.objective != "auto" and recipe.objective.name == "classification" else "llama"
+    model: dict[str, Any] = {"name": str(write_tiny(folder / "model", architecture))}
+    if recipe.model.config:
+        model["config"] = tiny_config(recipe.model.config["model_type"])
+    values["model"] = model
+    return make_recipe(values)
+
+
+def rows_like(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Small files of the shape that the recipe reads: the first lines of the repository's own, or invented ones."""
+    places = {name: getattr(recipe.data, name) for name in ("source", "validation", "test")}
+    written = {}
+    for name, place in places.items():
+        if not place:
+            continue
+        if (ROOT / place).is_file() and not place.startswith(".."):
+            lines = (ROOT / place).read_text(encoding="utf-8").splitlines()[: 24 if name == "source" else 4]
+        else:
+            rows = MESSAGES if "banking77" in place else GAMES
+            lines = [json.dumps(row) for row in (rows if name == "source" else rows[-4:])]
+        file = folder / f"{name}.jsonl"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        written[name] = str(file)
+    return written
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "compare" not in path.stem], ids=lambda path: path.stem)
+def test_a_recipe_trains_and_scores_before_and_after(path: Path, tmp_path: Path) -> None:
+    from tunesmith.steps.train import train
+
+    recipe = smaller(path, tmp_path)
+    events: list[Event] = []
+    run = train(recipe, emit=events.append, root=tmp_path / "runs")
+    report = run.read_json("report.json")
+    assert run.state == "finished"
+    assert report["training"]["steps"] == 2
+    wished = {metric.name for metric in recipe.evaluate} if recipe.evaluate != "auto" else set()
+    for side in ("before", "after"):
+        assert wished <= set(report[side]["scores"])
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "compare" in path.stem], ids=lambda path: path.stem)
+def test_a_comparison_has_a_row_for_every_row_of_its_recipe(path: Path, tmp_path: Path) -> None:
+    from tunesmith.steps.compare import compare
+
+    recipe = smaller(path, tmp_path)
+    comparison = compare(recipe, emit=silent, out=tmp_path / "out").to_dict()
+    assert len(comparison["rows"]) == len(recipe.compare.rows)
