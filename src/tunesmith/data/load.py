@@ -300,7 +300,7 @@ def _mixed(
     """
     if len(set(weights)) <= 1:
         return train
-    out = []
+    out: list[Example] = []
     for number, weight in enumerate(weights):
         mine = [i for i, example in enumerate(train) if source_of[id(example)] == number]
         whole, part = divmod(weight / min(weights), 1.0)

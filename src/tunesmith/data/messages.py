@@ -193,7 +193,9 @@ def _content(body: Any, number: int) -> tuple[str, tuple[Mapping[str, Any], ...]
         if isinstance(body, int | float) and not isinstance(body, bool):
             return str(body), ()
         raise RowFault("not_text", f"the content of message {number} is not text", "write a string")
-    text, reasoning, calls = [], [], []
+    text: list[str] = []
+    reasoning: list[str] = []
+    calls: list[Mapping[str, Any]] = []
     for part in body:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         value = part if isinstance(part, str) else _part_text(part, kind, number)

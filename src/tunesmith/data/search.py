@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 _WORD = re.compile(r"\w+")
 _FUNCTION_WORDS = frozenset(
-    "a an and are as at be but by can could did do does for from had has have how i if in into is it its may me mean "
-    "means my no not of on or shall should so that the their then there these they this to was we were what when "
-    "where which who why will with would you your".split()
+    _WORD.findall(
+        "a an and are as at be but by can could did do does for from had has have how i if in into is it its may me "
+        "mean means my no not of on or shall should so that the their then there these they this to was we were what "
+        "when where which who why will with would you your"
+    )
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -398,7 +399,7 @@ def _tokenize(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[in
     ids: list[int] = []
     offsets: list[Span] = []
     borders = sorted({0, len(text), *(border for span in spans for border in span)})
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         piece = tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
         ids.extend(piece)
         offsets.extend([(start, end)] * len(piece))

@@ -1,7 +1,7 @@
 """A prompt and its completion, under any of the usual column names.
 
-{"prompt", "completion"}, {"question", "answer"}, {"instruction", "response"}, {"query", "response"}, {"input", "output"}
-and their mixtures. Each is one user and one assistant message; a "system" column comes first.
+{"prompt", "completion"}, {"question", "answer"}, {"instruction", "response"}, {"query", "response"},
+{"input", "output"} and their mixtures. Each is one user and one assistant message; a "system" column comes first.
 """
 
 from __future__ import annotations

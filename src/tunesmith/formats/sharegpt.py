@@ -1,6 +1,6 @@
 """ShareGPT: a list of turns with from and value, with function calls and observations.
 
-{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "system": "...", "tools": "[...]"}.
+{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "system": "...", "tools": "[]"}.
 """
 
 from __future__ import annotations
