@@ -27,6 +27,7 @@ from tunesmith.reporters.text import (
     progress_bar,
     shorten,
     sparkline,
+    spoken,
     table,
 )
 
@@ -188,14 +189,15 @@ class Story:
     # --- lines -----------------------------------------------------------------------------------
 
     def _row(self, label: str, text: str, seconds: float | None, frame: Frame | None, width: int) -> str:
-        head = ""
-        if frame is not None and frame.part:
-            head = paint(pad("" if frame.has_rows else frame.part, 15), "bold") if not frame.has_rows else " " * 15
+        is_first = frame is not None and not frame.has_rows
+        part = frame.part if frame is not None else ""
         if frame is not None:
             frame.has_rows = True
-        tail = f"   {paint('✓', 'green')}{_short(seconds):>11}" if seconds is not None else ""
         if is_flat(width):
-            return ": ".join(part for part in (head.strip(), label, text) if part)
+            words = (part if is_first else "", label, text, _short(seconds) if seconds is not None else "")
+            return fold(spoken(": ".join(word for word in words if word)), width, 2)
+        head = paint(pad(part, 15), "bold") if part and is_first else " " * 15 if part else ""
+        tail = f"   {paint('✓', 'green')}{_short(seconds):>11}" if seconds is not None else ""
         label = pad(label, 18 if width >= 90 else 16) if label else ""
         room = width - 2 - cell_width(head + label + tail)
         return head + label + pad(shorten(text, room), room if tail else 0) + tail
