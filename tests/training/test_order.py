@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.recipe import TrainSettings
+from tunesmith.training.order import Order, micro_batches
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80)
+
+
+def _order(lengths, tokens_per_step=500, epochs=2.0, seed=3) -> Order:
+    return Order.plan(lengths, TrainSettings(tokens_per_step=tokens_per_step, epochs=epochs), seed)
+
+
+@given(LENGTHS, st.integers(1, 2000))
+@settings(deadline=None, max_examples=60)
+def test_every_epoch_reads_every_row_once(lengths, tokens_per_step):
+    order = _order(lengths, tokens_per_step)
+    for epoch in range(2):
+        steps = [order.rows(epoch * order.steps_per_epoch + index) for index in range(order.steps_per_epoch)]
+        assert all(steps)
+        assert sorted(row for step in steps for row in step) == list(range(len(lengths)))
+
+
+def test_steps_hold_nearly_equal_tokens():
+    lengths = np.random.default_rng(0).integers(5, 60, size=2000).tolist()
+    order = _order(lengths, tokens_per_step=1000)
+    tokens = [sum(lengths[row] for row in order.rows(step)) for step in range(order.steps_per_epoch)]
+    assert max(tokens) - min(tokens) <= 2 * 60
+
+
+def test_a_step_depends_on_its_number_and_the_seed_alone():
+    lengths = list(range(1, 50))
+    assert _order(lengths).rows(7) == _order(lengths).rows(7)
+    assert _order(lengths).rows(0) != _order(lengths, seed=4).rows(0)
+    first, second = (_order(lengths, tokens_per_step=10**6).rows(epoch) for epoch in (0, 1))
+    assert first != second and sorted(first) == sorted(second)
+
+
+def test_steps_overrule_epochs():
+    assert Order.plan([10] * 8, TrainSettings(steps=5, epochs=100, tokens_per_step=20), 1).num_steps == 5
+    assert Order.plan([10] * 8, TrainSettings(epochs=2.5, tokens_per_step=20), 1).num_steps == 10
+    assert Order.plan([10], TrainSettings(epochs=0.01, tokens_per_step=20), 1).num_steps == 1
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_micro_batches_hold_every_row_of_the_step_once(is_packed):
+    lengths = np.random.default_rng(1).integers(5, 90, size=40).tolist()
+    rows = (3, 9, 1, 30, 22, 7, 8)
+    groups = micro_batches(rows, lengths, 120, is_packed=is_packed)
+    assert sorted(row for group in groups for row in group) == sorted(rows)
+    for group in groups:
+        size = sum(lengths[row] for row in group)
+        padded = max(lengths[row] for row in group) * len(group)
+        assert len(group) == 1 or (size if is_packed else padded) <= 120
