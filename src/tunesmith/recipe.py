@@ -155,6 +155,8 @@ class CompareRow(Settings):
     """How the question is put."""
     method: Annotated[Method, *plugin("methods")] | None = None
     """What is trained first; nothing where left out."""
+    run: str = ""
+    """A finished run of the same data, instead of a method that is trained first."""
     train: dict[str, Any] = {}
     """Settings of `train` for this row, over the recipe's."""
 
