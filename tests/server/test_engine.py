@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tunesmith.core.errors import UserError
 from tunesmith.server.engine import Engine, Job, Limits, Step, Ticket
 from tunesmith.server.errors import ApiError
 from tunesmith.server.monitor import Monitor
@@ -155,12 +156,12 @@ async def test_a_bug_in_one_sequence_ends_only_its_request(engine: Engine) -> No
 
 async def test_a_model_without_numbers_is_counted_and_said(engine: Engine) -> None:
     def nan() -> Generator[Letter, None, None]:
-        raise FloatingPointError("nan")
+        raise UserError("the model's output is not a number.", code="nan_logits")
         yield Letter("")
 
     with pytest.raises(ApiError) as caught:
         await read(engine.submit([Job("b", nan, 10)]))  # type: ignore[arg-type]
-    assert caught.value.code == "nan_logits"
+    assert (caught.value.status, caught.value.code) == (500, "nan_logits")
     assert engine.monitor.registry.get_sample_value("tunesmith_nan_logits_total") == 1
 
 

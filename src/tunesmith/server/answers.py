@@ -136,8 +136,13 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str
     }
 
 
-def _token(token: Any) -> dict[str, Any]:
-    return {"token": token.text, "logprob": _finite(token.logprob), "bytes": list(token.text.encode())}
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    is_whole = "\ufffd" not in token.text  # a part of a code point has no text of its own
+    return {
+        "token": token.text,
+        "logprob": _finite(token.logprob),
+        "bytes": list(token.text.encode()) if is_whole else None,
+    }
 
 
 def _finite(logprob: float) -> float:

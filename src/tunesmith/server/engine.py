@@ -262,11 +262,7 @@ class Engine:
                 sequence.pieces = sequence.job.open()
             piece = next(sequence.pieces)
         except UserError as error:
-            return self._fail(sequence, ApiError(400, f"{error.message} {error.remedy}".strip(), code=error.code))
-        except FloatingPointError:
-            self.monitor.nan_logits.inc()
-            message = "The model gave no number (NaN or infinity) as a score, so the answer was ended."
-            return self._fail(sequence, ApiError(500, message, code="nan_logits"))
+            return self._fail(sequence, self._refusal(error))
         except Exception:
             log.exception("a sequence failed")
             return self._fail(sequence, internal_error())
@@ -278,6 +274,13 @@ class Engine:
         sequence.last_step = now
         sequence.ticket.put(Step(sequence.index, piece))
         return bool(piece.finish_reason)
+
+    def _refusal(self, error: UserError) -> ApiError:
+        status = 400
+        if error.code == "nan_logits":
+            self.monitor.nan_logits.inc()
+            status = 500
+        return ApiError(status, f"{error.message} {error.remedy}".strip(), code=error.code)
 
     def _fail(self, sequence: _Sequence, error: ApiError) -> bool:
         sequence.ticket.put(error)

@@ -100,7 +100,7 @@ class Exchange:
         seed = secrets.randbits(62) if body.seed is None else body.seed
         jobs: list[Job] = []
         for prompt in self.prompts:
-            room = served.context_length - len(prompt)
+            room = served.room(len(prompt))
             if room < 1:
                 raise self._too_long(len(prompt))
             default = served.generate.max_new_tokens if self.is_chat else COMPLETION_TOKENS

@@ -84,7 +84,7 @@ class Conversation:
         """
         asked = [*self._messages, Message("user", question)]
         prompt = self.served.encode_chat(asked) if self.served.can_chat else self.served.encode_text(question)
-        room = self.served.context_length - len(prompt)
+        room = self.served.room(len(prompt))
         if room < 1:
             raise UserError(
                 f"the conversation has {len(prompt):,} tokens and the model's context is "

@@ -140,6 +140,12 @@ class Served:
             top_p=(config.top_p or 1.0) if config.do_sample else 1.0,
         )
 
+    def room(self, num_prompt_tokens: int) -> int:
+        """The most tokens that may follow the prompt; below 1 where it does not fit."""
+        if self.loaded.task == "seq2seq":  # the answer has positions of its own
+            return self.context_length - 1 if num_prompt_tokens <= self.context_length else 0
+        return self.context_length - num_prompt_tokens
+
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The conversation's tokens, with the opening of the answer."""
         from tunesmith.data.template import render_chat
@@ -272,8 +278,6 @@ def _model_folder(source: Source) -> Path | None:
 
 
 def _replay(source: Source, folder: Path | None, loaded: Loaded, emit: Emit, step: str) -> None:
-    from tunesmith.models.parity import replay
-
     file = folder / PROBES if folder else None
     if file is None or not file.is_file():
         if source.version is not None:
@@ -285,6 +289,8 @@ def _replay(source: Source, folder: Path | None, loaded: Loaded, emit: Emit, ste
             )
         emit(Warning(step, "no_probes", f"{source.reference} has no probe answers; it is served as it loads"))
         return
+    from tunesmith.models.parity import replay
+
     report = replay(loaded, json.loads(file.read_text(encoding="utf-8")))
     if not report.is_equal:
         raise UserError(
