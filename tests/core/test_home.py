@@ -14,7 +14,7 @@ def test_the_option_wins_over_the_variable_over_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TUNESMITH_HOME", raising=False)
-    assert Home.open().path == Path(".")
+    assert Home.open().path == Path()
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "variable"))
     assert Home.open().path == tmp_path / "variable"
     assert Home.open(str(tmp_path / "option")).path == tmp_path / "option"

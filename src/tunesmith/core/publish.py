@@ -24,29 +24,25 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 @contextmanager
-def publishing(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def publishing(target: Path) -> Iterator[Path]:
     """A temporary folder to write into; on a clean exit it becomes `target` with a manifest.
 
     Raises:
-        UserError: `target` exists and `replace` is off, or the disk is full or failing.
+        UserError: `target` exists, or the disk is full or failing.
     """
-    if target.exists() and not replace:
-        raise UserError(f"{target} exists already.", code="exists", remedy="Choose another name, or delete it.")
+    if target.exists():
+        raise _exists(target)
     draft = target.parent / f".{target.name}.tmp-{uuid.uuid4().hex[:8]}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir()
         yield draft
         _seal(draft)
-        if target.exists():
-            retired = target.parent / f".{target.name}.old-{uuid.uuid4().hex[:8]}"
-            target.rename(retired)
-            draft.rename(target)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            draft.rename(target)
+        draft.rename(target)
         sync_folder(target.parent)
     except OSError as fault:
+        if fault.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.exists():  # somebody else was first
+            raise _exists(target) from None
         raise disk_error(fault, target) from fault
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -181,6 +177,12 @@ def _seal(draft: Path) -> None:
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
     return sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+
+
+def _exists(target: Path) -> UserError:
+    return UserError(
+        "this exists already.", code="exists", where=str(target), remedy="Choose another name, or delete it."
+    )
 
 
 def _damaged(folder: Path, why: str) -> UserError:

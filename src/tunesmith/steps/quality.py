@@ -1,7 +1,9 @@
 """The gate of quality: candidate and champion on the same held-out rows, as a whole and in slices.
 
-The low end of the paired interval decides, so that few or noisy rows do not pass by luck; a slice, which has fewer
-rows still, fails where it is worse by more than its margin and beyond chance.
+Two conditions: by estimate not worse than the margin, and a loss of five margins excluded by the paired interval, so
+that few or noisy rows do not pass by luck. (The whole interval within the margin would be stricter; 96 rows cannot
+show that even of two equal models.) The same result on every row is no loss. A slice, which has fewer rows still,
+fails where it is worse by more than its margin and beyond chance.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from tunesmith.steps.evaluate import evaluate_predictor, metric_of
 
 MARGIN = 0.02
 """How much worse the score may be: a share of the metric's range, of the champion's value where that has no end."""
+SERIOUS = 5
+"""A loss of so many margins must lie outside the 95 % interval."""
 SLICE_MARGIN = 0.05
 MIN_SLICE_ROWS = 10
 MAX_SLICES = 12
@@ -75,11 +79,15 @@ class Comparison:
         value, other = (float(metric.value(metric.statistics(rows).sum(axis=0))) for rows in (ours, theirs))
         floor = self.margin * _scale(metric, other)
         text, worst = _difference_text(self.found, value, other)
-        wanted = f"at least {signed(-floor)}" if metric.higher_is_better else f"at most {signed(floor)}"
+        sign = 1 if metric.higher_is_better else -1
+        is_same = bool((metric.statistics(ours) == metric.statistics(_in_order(ours, theirs))).all())
+        is_held = sign * self.found.value >= -floor and (is_same or worst >= -SERIOUS * floor)
+        bound = "at least" if metric.higher_is_better else "at most"
+        wanted = f"{bound} {signed(-sign * floor)}, surely {signed(-sign * SERIOUS * floor)}"
         return Gate(
             metric.heading(),
-            worst >= -floor,
-            text + note,
+            is_held,
+            text + (", the same on every row" if is_same else "") + note,
             f"{wanted} ({count(len(ours))} rows)",
             {"value": value, "champion": other, "margin": floor, "difference": self.found.to_dict()},
         )
@@ -103,10 +111,9 @@ class Comparison:
         if not parts:
             text = f"no column has 2 to {MAX_SLICES} values with {MIN_SLICE_ROWS} rows each"
             return Gate("slices", True, text, "nothing to compare")
-        by_place = {outcome.origin: outcome for outcome in theirs}
         worst: tuple[float, Gate] | None = None
         for title, rows in parts.items():
-            gate, worse = self._slice(metric, title, rows, [by_place[row.origin] for row in rows])
+            gate, worse = self._slice(metric, title, rows, _in_order(rows, theirs))
             if worst is None or (gate.passed, worse) < (worst[1].passed, worst[0]):
                 worst = worse, gate
         assert worst is not None
@@ -216,6 +223,11 @@ def _difference_text(found: Difference, value: float, other: float) -> tuple[str
 def _scale(metric: Metric, value: float) -> float:
     lowest, highest = metric.bounds
     return highest - lowest if math.isfinite(highest - lowest) else abs(value)
+
+
+def _in_order(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[Outcome]:
+    by_place = {outcome.origin: outcome for outcome in theirs}
+    return [by_place[outcome.origin] for outcome in ours]
 
 
 def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
