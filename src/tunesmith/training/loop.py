@@ -74,6 +74,7 @@ class Loop:
         self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
         self.spikes = SpikeWatch()
         self.tensors = learner.trainable()
+        self._started, self._first_step = time.perf_counter(), 0
 
     def restore(self) -> int:
         """Go on from the newest valid checkpoint; the step it was written after (0: none)."""
@@ -97,6 +98,7 @@ class Loop:
             UserError: The numbers broke, or the disk is full.
         """
         marks = validation_steps(self.order.num_steps, self.settings.validations)
+        self._started, self._first_step = time.perf_counter(), self.state.step
         self._start_trackers()
         with stopping_on_signals(self._announce_stop) as request:
             while self.state.step < self.order.num_steps and not self._is_exhausted():
@@ -218,13 +220,19 @@ class Loop:
         }
         self.run.append_metrics(record)
         self.accelerator.log({"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm}, state.step)
-        self.emit(Progress(STEP, state.step, self.order.num_steps, "training", "step", record))
+        values = {**record, "left_seconds": self._left_seconds()}
+        self.emit(Progress(STEP, state.step, self.order.num_steps, "training", "step", values))
         ratio = self.spikes.ratio(norm)
         if ratio > SPIKE:
             clipped = f"; clipped to {self.settings.max_grad_norm:g}" if self.settings.max_grad_norm else ""
             text = f"step {state.step}: gradient norm {norm:.1f}, {ratio:.0f} times its median{clipped}"
             values = {"step": state.step, "grad_norm": norm, "median": norm / ratio}
             self.emit(Warning(STEP, "grad_spike", text, values))
+
+    def _left_seconds(self) -> float:
+        """Until the last step, validations included, at the pace of this process so far."""
+        pace = (time.perf_counter() - self._started) / max(1, self.state.step - self._first_step)
+        return pace * (self.order.num_steps - self.state.step)
 
     def _log_bad_step(self, rows: Sequence[int], loss_sum: float, norm: float) -> None:
         state = self.state

@@ -1,0 +1,104 @@
+"""What a training says: its head, its report.json and its end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tunesmith.core.events import Finished, Started, Value
+from tunesmith.core.quantities import count, gib, interval, millions
+from tunesmith.core.run import RunFolder
+from tunesmith.models.anatomy import num_parameters
+from tunesmith.models.machine import peak_memory_bytes, preferred_precision
+from tunesmith.steps.evaluate import Evaluation, before_after
+from tunesmith.steps.train_work import STEP, Work
+from tunesmith.training.checkpoint import TrainingState
+
+
+def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evaluation) -> None:
+    recipe = work.recipe
+    assert recipe.evaluate != "auto", recipe.evaluate
+    differences = before_after(recipe.evaluate, work.before, after, seed=recipe.seed)
+    trainable, total = num_parameters(work.learner.model)
+    report = {
+        "format": 1,
+        "run": run.name,
+        "recipe_fingerprint": recipe.fingerprint(),
+        "held_out": {"name": work.held_out_name, "num_rows": len(work.held_out)},
+        "parameters": {"trainable": trainable, "total": total},
+        "training": {
+            "steps": state.step,
+            "best_step": state.best_step,
+            "best_validation_loss": state.best_loss if state.best_step else None,
+            "tokens": state.num_tokens,
+            "trained_tokens": state.num_trained_tokens,
+            "seconds": state.train_seconds,
+            "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
+            "micro_tokens": state.micro_tokens,
+            "is_packed": work.learner.layout.is_packed,
+            "precision": work.learner.precision,
+            "peak_bytes": peak_memory_bytes(),
+        },
+        "before": work.before.to_dict(),
+        "after": after.to_dict(),
+        "difference": [asdict(one) for one in differences],
+    }
+    run.write("report.json", report)
+
+
+def head(run: RunFolder, work: Work, num_steps: int, first: int) -> Started:
+    recipe, learner = work.recipe, work.learner
+    trainable, total = num_parameters(learner.model)
+    tokens, trained = work.rows.num_tokens, round(work.rows.weight)
+    unit = "rows" if work.loaded.task == "classify" else "tokens"
+    learnt = f" · {count(trained)} of {count(tokens)} tokens are trained" if unit == "tokens" else ""
+    num_rows = f"{count(len(work.data.train))} train, {count(len(work.data.validation))} validation"
+    source = recipe.data.source if isinstance(recipe.data.source, str) else f"{len(recipe.data.source)} sources"
+    test = f", {count(len(work.data.test))} test" if work.data.test else ""
+    ratio = preferred_precision("auto")[1]
+    speed = f" ({ratio:.1f} times fp32 on this machine)" if learner.precision == "bf16" and ratio else ""
+    layout = "packed" if learner.layout.is_packed else "padded, in groups of like length"
+    epochs = num_steps * recipe.train.tokens_per_step / max(tokens, 1)
+    resumed = f" · goes on after step {first}" if first else ""
+    steps = f"{count(num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens ({epochs:.3g} epochs)"
+    return Started(
+        STEP,
+        run.name,
+        {"run": str(run.path), "steps": num_steps, "trainable": trainable, "resumed_at": first},
+        (
+            ("run", f"{run.path}{resumed}"),
+            ("model", f"{recipe.model.name} · {millions(total)} parameters · {learner.precision}{speed}"),
+            ("data", f"{Path(source).name} · {num_rows}{test} rows{learnt}"),
+            ("method", f"{recipe.method.summary()} · {count(trainable)} trainable ({trainable / total:.1%})"),
+            ("plan", f"{steps} · {layout}"),
+        ),
+        on_interrupt=f"finishes this step and saves; resume with: tunesmith train --resume {run.path}",
+    )
+
+
+def tail(run: RunFolder, work: Work, state: TrainingState, after: Evaluation, seconds: float) -> Finished:
+    speed = state.num_tokens / max(state.train_seconds, 1e-9)
+    text = (
+        f"{count(state.step)} steps · {millions(state.num_tokens)} tokens · "
+        f"{count(round(speed))} tokens/s · peak {gib(peak_memory_bytes())} · best at step {state.best_step}"
+    )
+    titles = (f"{count(len(work.held_out))} {work.held_out_name} rows", "before", "after")
+    rows = [
+        (one.metric.replace("_", " "), interval(old.value, old.low, old.high), interval(one.value, one.low, one.high))
+        for old, one in zip(work.before.scores, after.scores, strict=True)
+    ]
+    values: dict[str, Value] = {
+        "steps": state.step,
+        "validation_loss": state.best_loss,
+        "best": state.best_step,
+        "path": str(run.path),
+    }
+    talk = (f"tunesmith chat {run.path}",) if work.loaded.task == "causal" else ()
+    return Finished(
+        STEP,
+        text,
+        seconds,
+        values,
+        next=(f"tunesmith models register {run.path}", *talk),
+        table=(titles, *rows),
+    )

@@ -1,0 +1,118 @@
+"""What a training needs before its run folder exists: data encoded, model loaded, base scored, method attached.
+
+So every fault that the user can mend comes before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.events import Emit, Event, Progress
+from tunesmith.core.records import Example
+from tunesmith.data.load import DataSet
+from tunesmith.models.load import Loaded, load_base
+from tunesmith.models.machine import device, preferred_precision
+from tunesmith.models.predict import LocalPredictor
+from tunesmith.objectives.base import Objective
+from tunesmith.recipe import Recipe
+from tunesmith.steps.evaluate import Evaluation, evaluate_predictor, spread
+from tunesmith.training.encode import Rows, encode_rows
+from tunesmith.training.learner import Learner
+
+STEP = "train"
+MAX_VALIDATION_ANSWERS = 400
+"""Validation rows that are answered before and after training; a test set is always answered whole."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is ready before the run folder exists, so that a fault leaves nothing behind."""
+
+    recipe: Recipe
+    data: DataSet
+    held_out: tuple[Example, ...]
+    loaded: Loaded
+    learner: Learner
+    rows: Rows
+    validation: Rows
+    max_length: int
+    before: Evaluation
+    emit: Emit
+
+    @staticmethod
+    def prepare(recipe: Recipe, data: DataSet, emit: Emit) -> Work:
+        torch.manual_seed(recipe.seed)
+        objective = recipe.objective
+        assert isinstance(objective, Objective), objective
+        precision, _ = preferred_precision(recipe.model.precision)
+        loaded = load_base(
+            recipe.model,
+            objective.task,
+            labels=data.labels,
+            trains_base_weights=recipe.method.trains_base_weights,
+            precision=precision,
+            seed=recipe.seed,
+        )
+        loaded.model.to(device())
+        max_length = _max_length(recipe, loaded.context)
+        encode = partial(encode_rows, objective=objective, tokenizer=loaded.tokenizer, max_length=max_length)
+        rows, findings = encode(data.train, labels=data.labels)
+        validation, _ = encode(data.validation, labels=data.labels)
+        for finding in (*data.findings, *findings):
+            emit(finding)
+        held_out = tuple(data.test or spread(data.validation, MAX_VALIDATION_ANSWERS))
+        before = score_rows(recipe, loaded, held_out, emit, "scoring the base")
+        model = recipe.method.attach(loaded.model)
+        learner = Learner.make(
+            loaded,
+            model,
+            method=recipe.method,
+            objective=objective,
+            precision=precision,
+            packing=recipe.train.packing,
+        )
+        return Work(recipe, data, held_out, loaded, learner, rows, validation, max_length, before, emit)
+
+    @property
+    def held_out_name(self) -> str:
+        """Which rows the scores are about."""
+        if self.data.test:
+            return "test"
+        return "validation" if len(self.held_out) == len(self.data.validation) else "part of validation"
+
+
+def _max_length(recipe: Recipe, context: int) -> int:
+    wished = recipe.data.max_length
+    if wished == "model":
+        return context
+    if wished > context:
+        raise UserError(
+            f"`data.max_length` is {wished} and the model reads at most {context} tokens.",
+            code="context_too_short",
+            where=recipe.model.name,
+            remedy=f"Set data.max_length={context}, or choose a model with a longer context.",
+        )
+    return wished
+
+
+def score_rows(recipe: Recipe, loaded: Loaded, held_out: Sequence[Example], emit: Emit, label: str) -> Evaluation:
+    """The recipe's scores of a model on held-out rows; `label` names the progress."""
+    assert recipe.evaluate != "auto", recipe.evaluate
+
+    def relabel(event: Event) -> None:
+        emit(replace(event, label=label) if isinstance(event, Progress) else event)
+
+    return evaluate_predictor(
+        LocalPredictor(loaded),
+        held_out,
+        recipe.evaluate,
+        generate=recipe.generate,
+        seed=recipe.seed,
+        emit=relabel,
+        step=STEP,
+    )
