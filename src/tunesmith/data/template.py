@@ -8,7 +8,8 @@ its turn; the header before it ("<|im_start|>assistant") is given at generation 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -46,6 +47,7 @@ MAX_GROWTH = 50
 """A template may write so many times the characters it was given, beyond 100,000."""
 _MARK = "\ue000{}\ue001"
 """Private-use characters around a number: no text or template has them, and stripping keeps them."""
+_WHOLE_MARKS = re.compile(r"(?:\s*(?:<[^<>]*>|\[[^\[\]]*\]|[^\s<\[]+))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ def locate_answers(
     """The rendered text and the spans of characters in it that are learnt, in order."""
     plain, tool_list = _plain(tokenizer, messages, tools)
     text = _render(tokenizer, plain, tool_list, False)
-    wanted = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
+    shift = len(plain) - len(messages)  # a system message may have been put in front
+    wanted = [i + shift for i, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
     if not wanted:
         return text, []
     found = _by_skeleton(tokenizer, plain, tool_list, text)
@@ -290,37 +293,39 @@ def _make_skeleton(
     for i in answers:
         start = text.index(_MARK.format(i))
         after = start + len(_MARK.format(i))
-        lead[i] = _lead(tokenizer, marked, tools, i, text, start)
+        begin = _start(tokenizer, marked, tools, i, text)
+        lead[i] = start - begin if begin is not None and begin <= start else 0
         tail[i] = _tail(tokenizer, marked, tools, i, text[after:])
     return _Skeleton(tuple(segments), tuple(order), lead, tail)
 
 
-def _lead(
+def _start(
+    tokenizer: Any, plain: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], number: int, text: str
+) -> int | None:
+    """Where what the model must write begins: after the generation prompt. None where the text does not have it so.
+
+    A template without a generation prompt writes its header with the answer; it is not learnt.
+    """
+    mark = _MARK.format(number)
+    try:
+        prompt = _render(tokenizer, plain[:number], tools, True)
+        if prompt == _render(tokenizer, plain[:number], tools, False):
+            alone = _render(tokenizer, [*plain[:number], {"role": "assistant", "content": mark}], tools, False)
+            header = alone.partition(mark)[0].removeprefix(prompt)
+            prompt += header if header.strip() else ""
+    except UserError:
+        return None
+    return len(prompt) if text.startswith(prompt) else None
+
+
+def _tail(
     tokenizer: Any,
     plain: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
     number: int,
-    text: str,
-    start: int,
+    after: str,
 ) -> int:
-    """Characters before an answer's content that the model itself must write (an empty <think>, say).
-
-    They are what stands between the generation prompt and the content.
-    """
-    try:
-        prompt = _render(tokenizer, plain[:number], tools, True)
-    except UserError:
-        return 0
-    if text.startswith(prompt) and len(prompt) <= start:
-        between = text[len(prompt) : start]
-        return len(between) if between.strip() else 0
-    return 0
-
-
-def _tail(
-    tokenizer: Any, plain: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], number: int, after: str
-) -> int:
-    """Characters after an answer's content that end its turn.
+    """Characters after an answer's mark that end its turn.
 
     They are what the template writes behind it when it is the last message; white space after the end is not learnt.
     """
@@ -328,14 +333,16 @@ def _tail(
         alone = _render(tokenizer, plain[: number + 1], tools, False)
     except UserError:
         return 0
-    content = plain[number]["content"]
-    at = alone.rfind(content) if content else -1
-    ending = alone[at + len(content) :] if at >= 0 else ""
+    mark = _MARK.format(number)
+    ending = alone.rpartition(mark)[2] if mark in alone else ""
     ending = ending.rstrip() or ending
     shared = 0
     while shared < min(len(ending), len(after)) and ending[shared] == after[shared]:
         shared += 1
-    return shared
+    if shared == len(ending):
+        return shared
+    whole = _WHOLE_MARKS.match(ending, 0, shared)  # "<|end|><|" is "<|end|>" and a piece of another mark
+    return len(whole.group().rstrip()) if whole else 0
 
 
 def _turn_by_turn(
@@ -343,49 +350,76 @@ def _turn_by_turn(
 ) -> dict[int, Span]:
     """Spans of the answers where the skeleton does not fit: tool calls, dropped reasoning, changed contents.
 
-    One turn at a time is replaced by a mark; what the two texts share on both sides is around the answer.
+    One turn at a time gets a mark; what the two texts share on both sides is around the answer.
     """
     found: dict[int, Span] = {}
     for number, message in enumerate(plain):
-        if message["role"] != "assistant":
-            continue
-        span = _one_turn(tokenizer, plain, tools, number, text)
-        if span is not None and span[1] > span[0]:
-            found[number] = span
+        if message["role"] == "assistant":
+            spans = (_one_turn(tokenizer, plain, tools, text, number, m) for m in _marked_messages(message, number))
+            span = next((span for span in spans if span is not None and span[0] < span[1]), None)
+            if span is not None:
+                found[number] = span
     return found
 
 
+def _marked_messages(message: Mapping[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    """The message with a mark in it: as its content, instead of its calls, or as the first call's name."""
+    mark = _MARK.format(number)
+    yield {**message, "content": mark}
+    if calls := message.get("tool_calls"):
+        yield {key: value for key, value in message.items() if key != "tool_calls"} | {"content": mark}
+        first = {**calls[0], "function": {**calls[0]["function"], "name": mark}}
+        yield {**message, "tool_calls": [first, *calls[1:]]}
+
+
 def _one_turn(
-    tokenizer: Any, plain: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], number: int, text: str
+    tokenizer: Any,
+    plain: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    text: str,
+    number: int,
+    message: Mapping[str, Any],
 ) -> Span | None:
     mark = _MARK.format(number)
-    bare = {key: value for key, value in plain[number].items() if key != "tool_calls"}
-    marked = [*plain[:number], {**bare, "content": mark}, *plain[number + 1 :]]
+    marked = [*plain[:number], message, *plain[number + 1 :]]
     try:
         other = _render(tokenizer, marked, tools, False)
     except UserError:
         return None
-    if other.count(mark) != 1:
-        return None
     before, _, after = other.partition(mark)
-    tail = _tail(tokenizer, marked, tools, number, after)
-    if not text.endswith(after):
+    if other.count(mark) != 1 or not text.endswith(after):
         return None
-    end = len(text) - len(after) + tail
-    try:
-        prompt = _render(tokenizer, plain[:number], tools, True)
-    except UserError:
-        prompt = ""
-    if prompt and text.startswith(prompt) and len(prompt) < end:
-        start = len(prompt)
-        start += len(text[start:end]) - len(text[start:end].lstrip(" "))
-    elif text.startswith(before):
+    end = len(text) - len(after) + _tail(tokenizer, marked, tools, number, after)
+    start = _start(tokenizer, plain, tools, number, text)
+    if start is None and message["content"] != mark:
+        before = _before_exchange(tokenizer, plain, tools, number)
+    if start is None and before and text.startswith(before):
         start = len(before)
-    else:
+    if start is None:
         return None
-    shown = text[start:end]
-    words = plain[number]["content"].strip().rpartition("</think>")[2].strip()
-    return (start, end) if words in shown else None
+    return (start, end) if _shows(text[start:end], plain[number]) else None
+
+
+def _before_exchange(
+    tokenizer: Any, plain: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], number: int
+) -> str:
+    """The text before a tool call: one plain answer stands for the call, its results and what follows them."""
+    mark = _MARK.format(number)
+    rest = list(plain[number + 1 :])
+    while rest and rest[0]["role"] != "user":
+        rest.pop(0)
+    try:
+        text = _render(tokenizer, [*plain[:number], {"role": "assistant", "content": mark}, *rest], tools, False)
+    except UserError:
+        return ""
+    return text.partition(mark)[0].rstrip(" ") if mark in text else ""
+
+
+def _shows(shown: str, message: Mapping[str, Any]) -> bool:
+    """Whether a span holds the message's words (reasoning aside) and the names of its calls."""
+    words = message["content"].rpartition("</think>")[2].strip()
+    names = [call["function"]["name"] for call in message.get("tool_calls", ())]
+    return all(part in shown for part in (words, *names))
 
 
 # From characters to tokens

@@ -28,6 +28,10 @@ def time_limit(seconds: float) -> Iterator[None]:
         _watch.start()
     try:
         yield
+    except Exception:
+        if thread not in _watch.deadlines:  # code that handles exceptions (jinja2) may turn ours into another
+            raise TimeUp from None
+        raise
     finally:
         _watch.deadlines.pop(thread, None)
 
