@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tunesmith.core.publish import sha256, write_json, write_text
@@ -21,7 +22,7 @@ def publish(
 ) -> tuple[dict[str, Any], tuple[Mapping[str, Any], ...]]:
     """The report and the answers, once they are on disk."""
     from tunesmith.reports.compare_page import compare_page
-    from tunesmith.reports.plots import interval_plot
+    from tunesmith.reports.plots import quality_plot
 
     answers = _answers(work, results)
     report = _report(work, results, answers, seconds)
@@ -30,7 +31,7 @@ def publish(
     write_text(out / ANSWERS, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
     write_text(out / PAGE, compare_page(report, answers))
     (out / PLOTS).mkdir(exist_ok=True)
-    interval_plot(report, out / PLOTS / "quality.png")
+    quality_plot(report, out / PLOTS / "quality.png")
     files = (ANSWERS, PAGE, f"{PLOTS}/quality.png")
     report["files"] = {name: sha256(out / name) for name in files}
     write_json(out / REPORT, report)
@@ -127,7 +128,7 @@ def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str
         "general_perplexity": list(result.general) if result.general else None,
         "prompting": result.row.prompting.spec(),
         "method": result.row.method.spec() if result.row.method else None,
-        "run": str(result.run.path.relative_to(work.out)) if result.run else None,
+        "run": _run_name(work, result.run) if result.run else None,
         "is_reused": result.is_reused,
         "curve": _curve(result.run) if result.run else None,
     }
@@ -135,6 +136,14 @@ def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str
         found = changes(work.headline, evaluation.outcomes, rival.outcomes)
         report |= {"fixed": list(found.fixed), "broken": list(found.broken)}
     return report
+
+
+def _run_name(work: Work, run: RunFolder) -> str:
+    return str(run.path.relative_to(work.out)) if run.path.is_relative_to(work.out) else run.name
+
+
+def _place(run: RunFolder, out: Path) -> str:
+    return str(run.path.relative_to(out)) if run.path.is_relative_to(out) else str(run.path)
 
 
 def _score_report(score: Score) -> dict[str, Any]:

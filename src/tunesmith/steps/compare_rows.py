@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from tunesmith.core.records import ChatExample, Example, Message, Origin, Passag
 from tunesmith.core.run import RunFolder
 from tunesmith.metrics.base import Metric
 from tunesmith.prompting.base import Ask
-from tunesmith.recipe import CompareRow, Recipe, override_recipe
+from tunesmith.recipe import CompareRow, Recipe, override_recipe, read_recipe
 from tunesmith.steps.evaluate import (
     Evaluation,
     default_metrics,
@@ -137,7 +138,7 @@ class Row:
         from tunesmith.models.meter import MemoryMeter
 
         started = time.perf_counter()
-        trained = self._train() if self.row.method else None
+        trained = self._opened() if self.row.run else self._train() if self.row.method else None
         with MemoryMeter() as meter:
             evaluation, general = self._measure(trained.run if trained else None)
         kind = "fine-tuning" if trained else "retrieval" if self.row.prompting.needs_documents else "prompting"
@@ -166,18 +167,36 @@ class Row:
         from tunesmith.models.meter import MemoryMeter
         from tunesmith.steps.train import resolve, train
 
+        if self.row.run:
+            return _finished(RunFolder.open(self.row.run))
         recipe = self._recipe()
         root = self.work.out / "runs"
         wanted = resolve(recipe, self.work.data).fingerprint()
         for path in sorted(root.glob(f"{recipe.name}-*")):
             run = RunFolder(path)
             if _is_same(run, wanted, self.work.data):
-                measured = run.read_json(MEASURED) or {}
-                return Trained(run, int(measured.get("train_peak_bytes", 0)), is_reused=True)
+                return _finished(run)
         with MemoryMeter() as meter:
             run = train(recipe, emit=self.work.emit, root=root)
         run.write(MEASURED, {"train_peak_bytes": meter.peak_bytes})
         return Trained(run, meter.peak_bytes)
+
+    def _opened(self) -> Trained:
+        """The run that the row names; one of other data may have been trained on the rows that are held out here."""
+        run = RunFolder.open(self.row.run)
+        sums = json.loads(json.dumps(self.work.data.card()))["contents_sha256"]
+        has_same_data = (run.read_json("data.json") or {}).get("contents_sha256") == sums
+        has_same_base = read_recipe(run.recipe).model.name == self.work.recipe.model.name
+        if run.state != "finished" or not has_same_data or not has_same_base:
+            raise UserError(
+                "only a finished run of the same model and data, split the same way, can be compared.",
+                code="run_unfit",
+                where=str(run.path),
+                remedy="Train it with this comparison: name its method in the row.",
+            )
+        measured = run.read_json(MEASURED) or {}
+        peak = (run.read_json("report.json") or {}).get("training", {}).get("peak_bytes", 0)
+        return Trained(run, int(measured.get("train_peak_bytes", peak)), is_reused=True)
 
     def _recipe(self) -> Recipe:
         assert self.row.method is not None
@@ -231,9 +250,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Trained:
+    """A finished run, and what the meter said of its training."""
+
     run: RunFolder
     peak_bytes: int
     is_reused: bool = False
+
+
+def _finished(run: RunFolder) -> Trained:
+    report = run.read_json("report.json")
+    if run.state != "finished" or not report:
+        raise UserError(
+            "this run is not finished.",
+            code="unfinished",
+            where=str(run.path),
+            remedy=f"Finish it: tunesmith train --resume {run.path}",
+        )
+    measured = run.read_json(MEASURED) or {}
+    peak_bytes = measured.get("train_peak_bytes") or report["training"]["peak_bytes"]
+    return Trained(run, int(peak_bytes), is_reused=True)
 
 
 def fits_into(loaded: Loaded, room: int) -> Callable[[Sequence[Message]], bool]:
@@ -251,9 +286,7 @@ def general_perplexity(predictor: Any, loaded: Loaded) -> float | None:
     """Perplexity of plain English that has nothing to do with the task; None for models that do not continue text."""
     if loaded.task != "causal":
         return None
-    from tunesmith import assets
-
-    file = Path(assets.__file__).parent / "general.txt"
+    file = resources.files("tunesmith") / "assets" / "general.txt"
     paragraphs = [part.strip() for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
     examples = [TextExample(origin=Origin("general.txt", i), text=text) for i, text in enumerate(paragraphs, 1)]
     outcomes = predictor.likelihood(examples, lambda done, total: None)
@@ -293,6 +326,12 @@ def _default_rows(recipe: Recipe, objective: str) -> tuple[CompareRow, ...]:
 
 def _refuse_unfit(row: CompareRow, recipe: Recipe, examples: Sequence[Example]) -> None:
     name = row.prompting.name
+    if row.method and row.run:
+        raise UserError(
+            f'the row "{row.title or row.run}" has both `method` and `run`.',
+            code="bad_value",
+            remedy="A run is trained already: keep one of them.",
+        )
     if row.prompting.needs_documents and not recipe.data.documents:
         raise UserError(
             f"{name} needs documents to search.",
@@ -321,9 +360,12 @@ def _names(rows: Sequence[CompareRow]) -> tuple[tuple[str, CompareRow], ...]:
 
 
 def _title(row: CompareRow) -> str:
-    if row.method is None:
+    if row.run:
+        return RunFolder.open(row.run).name
+    if row.method is None and not row.run:
         return row.prompting.summary()
-    return row.method.summary() + (f" + {row.prompting.summary()}" if row.prompting.name != "zero_shot" else "")
+    stem = row.method.summary() if row.method else Path(row.run).name
+    return stem + (f" + {row.prompting.summary()}" if row.prompting.name != "zero_shot" else "")
 
 
 def _is_same(run: RunFolder, fingerprint: str, data: DataSet) -> bool:

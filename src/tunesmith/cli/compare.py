@@ -1,0 +1,146 @@
+"""Compare prompting, retrieval and fine-tuning on the same held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli.flags import UsageError
+from tunesmith.cli.session import Session
+from tunesmith.reporters.text import Column, duration, facts, fold, gib, interval, interval_bar, is_flat, paint, table
+
+if TYPE_CHECKING:
+    from tunesmith.steps.compare import Comparison
+
+SHOWN = ("fixed", "broken", "wrong")
+BAR_WIDTH = 22
+
+
+def compare(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE [KEY=VALUE …]", show_default=False, help="A recipe and changes to it."),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", show_default=False, help="Where to write; otherwise comparisons/NAME.")
+    ] = "",
+    open_: Annotated[
+        str, typer.Option("--open", metavar="DIR", show_default=False, help="Show an earlier comparison again.")
+    ] = "",
+    show: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            show_default=False,
+            help="Print the answers that were fixed or broken, or wrong in every row.",
+        ),
+    ] = "",
+) -> None:
+    """Prompting, retrieval and fine-tuning on the same rows: was it worth it?
+
+    Trained runs are kept, and used again by the same comparison.
+
+    Example: tunesmith compare recipes/manual_compare.yaml --show broken
+    """
+    session: Session = ctx.obj
+    if show and show not in SHOWN:
+        raise UsageError(f'--show cannot be "{show}";', code="usage", remedy="use fixed, broken or wrong.")
+    comparison = _open(open_, words) if open_ else _run(session, words, out)
+    text = _answers_text(comparison, show, session.width) if show else result_text(comparison, session.width)
+    session.result(comparison.to_dict(), text=text)
+
+
+def result_text(comparison: Comparison, width: int) -> str:
+    """The table, the verdict, what changed, and what to do next."""
+    report = comparison.report
+    best: Mapping[str, Any] = next((row for row in report["rows"] if row["name"] == report["verdict"]["best"]), {})
+    lines = [comparison_table(report, width), "", fold(paint_verdict(comparison.verdict), width)]
+    if "fixed" in best:
+        changed = f"fixed by {best['name']} {len(best['fixed'])} · broken {len(best['broken'])}"
+        if report["is_rate"]:
+            changed += f" · wrong in every row {len(report['wrong_in_every_row'])}"
+        lines.append(changed if is_flat(width) else " " * 9 + fold(changed, width, 9))
+    next_command = f"tunesmith compare --open {comparison.path} --show {'broken' if best.get('broken') else 'wrong'}"
+    lines += ["", facts([("page", str(comparison.path / "compare.html")), ("next", next_command)], width)]
+    return "\n".join(lines)
+
+
+def comparison_table(report: Mapping[str, Any], width: int) -> str:
+    """One line per row: a drawn interval, the score, and what it cost."""
+    key = report["metric"]
+    scores = [row["scores"][key] for row in report["rows"]]
+    lowest = 0.0 if report["is_rate"] else min(score["low"] for score in scores)
+    highest = 1.0 if report["is_rate"] else max(score["high"] for score in scores)
+    title = report["metric_title"]
+    columns = [
+        Column("", 9),
+        Column(title, 8, is_drawing=True),
+        Column(title if is_flat(width) else "", 9),
+        Column("s/answer", 7, "right"),
+        Column("train", 4, "right"),
+        Column("memory", 2, "right"),
+        Column("forgets", 3, "right"),
+    ]
+    rows = []
+    for row, score in zip(report["rows"], scores, strict=True):
+        bar = interval_bar(score["value"], score["low"], score["high"], BAR_WIDTH, lowest, highest)
+        value, _, band = interval(score["value"], score["low"], score["high"]).partition(" ")
+        rows.append([row["name"], bar, f"{paint(value, 'bold')}  {band}", *_costs(row)])
+    return table(columns, rows, width)
+
+
+def paint_verdict(text: str) -> str:
+    """The verdict with its first words in the colour they mean."""
+    head, colon, rest = text.partition(":")
+    style = {"Worth it": "green", "Not worth it": "red", "Cannot be told": "yellow"}.get(head)
+    return f"{paint(head, 'bold', style) if style else head}{colon}{rest}"
+
+
+def _costs(row: Mapping[str, Any]) -> list[str]:
+    seconds, train, forgets = row["seconds_per_answer"], row["train_seconds"], row["forgets"]
+    return [
+        "–" if seconds is None else f"{seconds:.2f}" if seconds >= 0.01 else f"{seconds:.1g}",
+        "–" if train is None else duration(train),
+        gib(row["peak_memory_bytes"]),
+        "–" if forgets is None else f"{100 * forgets:+.1f} %".replace("-", "−"),
+    ]
+
+
+def _run(session: Session, words: Sequence[str] | None, out: str) -> Comparison:
+    if not words:
+        raise UsageError(
+            "compare what?", code="usage", remedy="For example: tunesmith compare recipes/manual_compare.yaml"
+        )
+    from tunesmith.recipe import read_recipe
+    from tunesmith.steps.compare import compare as run_step
+
+    recipe = read_recipe(words[0], words[1:])
+    folder = Path(out) if out else session.home.path / "comparisons" / recipe.name
+    return run_step(recipe, emit=session.emit, out=folder)
+
+
+def _open(folder: str, words: Sequence[str] | None) -> Comparison:
+    if words:
+        raise UsageError("--open shows an earlier comparison;", code="usage", remedy="leave the recipe out.")
+    from tunesmith.steps.compare import Comparison
+
+    return Comparison.open(Path(folder))
+
+
+def _answers_text(comparison: Comparison, which: str, width: int) -> str:
+    found = comparison.show(which)
+    best = comparison.report["verdict"]["best"]
+    title = {"fixed": f"fixed by {best}", "broken": f"broken by {best}", "wrong": "wrong in every row"}[which]
+    blocks = [f"{len(found)} {comparison.report['noun']} {title}"]
+    for one in found:
+        lines = [("expected", one["reference"]), *((given["name"], _marked(given)) for given in one["answers"])]
+        blocks.append(f"{paint(one['prompt'], 'bold')}\n{facts(lines, width)}")
+    return "\n\n".join(blocks)
+
+
+def _marked(given: Mapping[str, Any]) -> str:
+    return ("✓ " if given["goodness"] > 0 else "✗ ") + (given["answer"] or "(nothing)")
