@@ -23,6 +23,7 @@ from tunesmith.models.anatomy import head_modules
 from tunesmith.models.machine import Precision, Wish, device, preferred_precision
 from tunesmith.models.quiet import quiet
 from tunesmith.models.source import ADAPTER_CONFIG, base_record, read_card, resolve
+from tunesmith.models.weights import own_memory
 from tunesmith.objectives.base import Task
 from tunesmith.recipe import ModelSettings
 
@@ -328,6 +329,7 @@ class _Opened:
                 where=self.name,
                 remedy="The folder was changed after training; use the run's own model folder.",
             )
+        own_memory(model)
         model.name_or_path = self.name  # peft writes it into adapter_config.json: what was typed, never a local path
         return model.eval(), missing
 

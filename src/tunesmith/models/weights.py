@@ -32,6 +32,16 @@ def save_plain(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
+def own_memory(model: Module) -> None:
+    """Move the weights out of the mapped file.
+
+    There they lie unaligned, which changes the last bit of products, and a file that is replaced would pull the
+    ground from under them.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+
+
 def load_plain(model: Any, folder: Path) -> Any:
     """The model of `folder` with the types, the device and the training weights of `model`.
 
@@ -67,5 +77,6 @@ def load_plain(model: Any, folder: Path) -> Any:
         _, dtype, trains = pattern[name]
         parameter.data = parameter.data.to(dtype)
         parameter.requires_grad_(trains)
+    own_memory(loaded)
     loaded.name_or_path = model.name_or_path
     return loaded.to(model.device).train(model.training)
