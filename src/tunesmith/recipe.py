@@ -210,8 +210,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     text = _read(path)
-    node = _compose(text, path)
-    values = yaml.safe_load(text)
+    node, values = _parse(text, path)
     if not isinstance(values, dict):
         raise UserError("a recipe is a mapping of settings.", code="bad_recipe", where=str(path), remedy=_MINIMAL)
     for override in overrides:
@@ -227,13 +226,19 @@ def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> R
         full["model"] = {"name": full["model"]}
     if isinstance(full.get("evaluate"), str) and full["evaluate"] != "auto":
         full["evaluate"] = [full["evaluate"]]
+    if isinstance(full.get("evaluate"), list | tuple):
+        specs = full["evaluate"]
+        full["evaluate"] = [_build_at("metrics", spec, ("evaluate", i), locate) for i, spec in enumerate(specs)]
     compare = full.get("compare")
     if isinstance(compare, Mapping) and isinstance(compare.get("rows"), list | tuple):
-        rows = [{"prompting": row} if isinstance(row, str) else row for row in compare["rows"]]
+        rows = [_compare_row(row, i, locate) for i, row in enumerate(compare["rows"])]
         full["compare"] = {**compare, "rows": rows}
+    data = full.get("data")
+    if isinstance(data, Mapping) and data.get("format", "auto") != "auto":
+        full["data"] = {**data, "format": _build_at("formats", data["format"], ("data", "format"), locate)}
     for key, folder in (("method", "methods"), ("objective", "objectives"), ("launcher", "launchers")):
         if key in full and full[key] != "auto":
-            full[key] = _build_at(folder, full[key], key, locate)
+            full[key] = _build_at(folder, full[key], (key,), locate)
     return validate(Recipe, full, locate=locate, elsewhere=_keys_by_place(full))
 
 
@@ -289,7 +294,8 @@ def _read(path: Path) -> str:
         raise UserError(f"the recipe cannot be read: {fault}.", code="bad_recipe", where=str(path)) from None
 
 
-def _compose(text: str, path: Path) -> yaml.Node | None:
+def _parse(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
+    """The syntax tree, for places, and the plain values."""
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
@@ -297,18 +303,26 @@ def _compose(text: str, path: Path) -> yaml.Node | None:
                 where = f"{path}:{line}"
                 raise UserError("aliases (*name) are not allowed in a recipe.", code="bad_recipe", where=where)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_repeated_keys(node, path)
+        return node, yaml.safe_load(text)
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"this is not YAML: {fault.problem}.", code="bad_yaml", where=where) from None
-    _refuse_repeated_keys(node, path)
-    return node
+    except (yaml.YAMLError, ValueError) as fault:  # a control character, a date such as 2025-99-99
+        reason = str(fault).partition("\n")[0].rstrip(".")
+        raise UserError(f"this is not YAML: {reason}.", code="bad_yaml", where=str(path)) from None
+    except RecursionError:
+        raise UserError("this is nested too deeply for a recipe.", code="bad_yaml", where=str(path)) from None
 
 
 def _refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                where = f"{path}:{key.start_mark.line + 1}"
+                raise UserError("a key must be a word.", code="bad_yaml", where=where)
             if key.value in seen:
                 where = f"{path}:{key.start_mark.line + 1}"
                 raise UserError(f'"{key.value}" is set twice.', code="repeated_key", where=where, remedy="Keep one.")
@@ -343,7 +357,18 @@ def _locator(root: yaml.Node | None, text: str, path: Path) -> Locate:
     return locate
 
 
-def _build_at(folder: str, spec: Any, key: str, locate: Locate | None) -> Plugin:
+def _compare_row(row: Any, index: int, locate: Locate | None) -> Any:
+    full = {"prompting": row} if isinstance(row, str) else row
+    if not isinstance(full, Mapping):
+        return full
+    full = dict(full)
+    for key, folder in (("prompting", "prompting"), ("method", "methods")):
+        if full.get(key) is not None:
+            full[key] = _build_at(folder, full[key], ("compare", "rows", index, key), locate)
+    return full
+
+
+def _build_at(folder: str, spec: Any, path: tuple[str | int, ...], locate: Locate | None) -> Plugin:
     try:
         built: Plugin = build(folder, spec)
         return built
@@ -351,8 +376,8 @@ def _build_at(folder: str, spec: Any, key: str, locate: Locate | None) -> Plugin
         if locate is None or fault.where:
             raise
         keys = list(spec) if isinstance(spec, dict) else []
-        wrong = [k for k in keys if f'"{k}"' in fault.message or f"{key}.{k}`" in fault.message] or keys[:1]
-        where, frame = locate((key, *wrong[:1]))
+        wrong = [k for k in keys if f'"{k}"' in fault.message or f".{k}`" in fault.message] or keys[:1]
+        where, frame = locate((*path, *wrong[:1]))
         raise UserError(fault.message, code=fault.code, where=where, remedy=fault.remedy, frame=frame) from None
 
 

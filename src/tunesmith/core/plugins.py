@@ -97,7 +97,7 @@ def find(folder: str, name: str) -> type[Plugin]:
     if "." in name:
         try:
             module = importlib.import_module(name)
-        except ImportError as fault:
+        except (ImportError, SyntaxError, TypeError) as fault:  # TypeError: a relative name such as "..x"
             raise UserError(
                 f'the {kind.noun} "{name}" cannot be imported: {fault}.', code=f"unknown_{kind.noun}"
             ) from None
