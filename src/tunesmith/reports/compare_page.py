@@ -37,7 +37,7 @@ def compare_page(report: Report, answers: Sequence[Mapping[str, Any]]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{here.with_name('compare.css').read_text(encoding='utf-8')}</style></head>\n"
-        f"<body>{''.join(body)}<script>{here.with_name('compare.js').read_text(encoding='utf-8')}</script></body></html>\n"
+        f"<body>{''.join(body)}</main><script>{here.with_name('compare.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
 
 
@@ -211,7 +211,7 @@ def _method(report: Report) -> str:
     ]
     listing = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts if value)
     recipe = yaml.safe_dump(dict(report["recipe"]), sort_keys=False, allow_unicode=True)
-    return f"<dl>{listing}</dl><details><summary>The whole recipe</summary><pre>{escape(recipe)}</pre></details></main>"
+    return f"<dl>{listing}</dl><details><summary>The whole recipe</summary><pre>{escape(recipe)}</pre></details>"
 
 
 def _machine(environment: Report, machine: Report) -> str:
