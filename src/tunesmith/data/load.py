@@ -92,9 +92,7 @@ class DataSet:
             "labels": {label: labels[label] for label in self.labels},
             "files": [{"name": f.name, "bytes": f.num_bytes, "sha256": f.sha256} for f in self.files],
             "contents_sha256": {side: contents_sha256(examples) for side, examples in sides.items()},
-            "findings": [
-                {"level": f.level, "code": f.code, "rows": f.num_rows, "message": f.message} for f in self.findings
-            ],
+            "findings": [{"level": f.level, "code": f.code, "rows": f.num_rows} for f in self.findings],
         }
 
 

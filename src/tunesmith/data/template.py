@@ -89,10 +89,17 @@ def encode_chat(
             `render_chat`.
     """
     text, spans = locate_answers(tokenizer, messages, tools=tools)
-    ids, offsets = _tokenize(tokenizer, text, spans)
-    is_trained = _overlaps(offsets, spans)
+    ids, _, is_trained = tokenize_spans(tokenizer, text, spans)
     num_cut = max(0, len(ids) - max_length)
     return EncodedChat(tuple(ids[:max_length]), tuple(is_trained[:max_length]), num_cut)
+
+
+def tokenize_spans(
+    tokenizer: Any, text: str, spans: Sequence[Span]
+) -> tuple[list[int], list[tuple[int, int]], list[bool]]:
+    """Token ids, each token's span of characters, and whether it shares a character with one of `spans`."""
+    ids, offsets = _tokenize(tokenizer, text, spans)
+    return ids, offsets, _overlaps(offsets, spans)
 
 
 def locate_answers(

@@ -1,0 +1,509 @@
+"""Look at rows before anything is trained: check them, show what is learnt of them, prepare a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.events import Emit, Finding, Finished, Progress, Saved, Started, silent
+from tunesmith.core.plugins import build
+from tunesmith.core.publish import MANIFEST, publishing, verify, write_text
+from tunesmith.core.records import Example, Origin, TextExample
+from tunesmith.data.check import check_rows
+from tunesmith.data.findings import Findings
+from tunesmith.data.learnt import Learnt, Piece, learn
+from tunesmith.data.load import CARD, Loaded, load_data, read_examples, source_files
+from tunesmith.data.repeats import note_leaks
+from tunesmith.data.rows import RawRow, read_rows
+from tunesmith.data.write import FORMATS, jsonl, row_of
+from tunesmith.recipe import DataSettings, ModelSettings
+
+BUILT_IN = "tunesmith/base"
+MEASURED_ROWS = 5000
+"""Rows whose tokens are counted in a larger file; every row that could be too long is counted besides."""
+BINS = 12
+MAX_PLACES = 1000
+STEP = "data"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens per row."""
+
+    p5: int
+    median: int
+    p95: int
+    longest: int
+    histogram: tuple[int, ...]
+    """Rows per twelfth of the longest."""
+    num_measured: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found."""
+
+    path: str
+    num_rows: int
+    num_bytes: int
+    format_name: str
+    description: str
+    model: str
+    max_length: int
+    findings: tuple[Finding, ...]
+    places: Mapping[str, tuple[str, ...]]
+    """Every place of each finding by its code, at most a thousand."""
+    num_usable: int
+    lengths: Lengths | None
+    num_tokens: int
+    num_trained: int
+    num_with_end: int
+    preview: tuple[Piece, ...]
+    preview_origin: str
+    repaired: str
+    num_repaired: int
+    seconds: float
+    next: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report with the keys of `--json`."""
+        return {
+            "path": self.path,
+            "rows": self.num_rows,
+            "usable_rows": self.num_usable,
+            "bytes": self.num_bytes,
+            "format": self.format_name,
+            "model": self.model,
+            "max_length": self.max_length,
+            "errors": sum(f.num_rows for f in self.findings if f.level == "error"),
+            "warnings": sum(f.num_rows for f in self.findings if f.level == "warning"),
+            "findings": [
+                {
+                    "level": f.level,
+                    "code": f.code,
+                    "where": f.where,
+                    "message": f.message,
+                    "remedy": f.remedy,
+                    "rows": f.num_rows,
+                    "places": list(self.places[f.code]),
+                }
+                for f in self.findings
+            ],
+            "tokens": {
+                "total": self.num_tokens,
+                "trained": self.num_trained,
+                "rows_with_end": self.num_with_end,
+                **({k: getattr(self.lengths, k) for k in ("p5", "median", "p95", "longest")} if self.lengths else {}),
+                "rows_measured": self.lengths.num_measured if self.lengths else 0,
+            },
+            "preview": [{"text": piece.text, "part": piece.part} for piece in self.preview],
+            "repaired": self.repaired,
+            "repaired_rows": self.num_repaired,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row: how it was read, and what is learnt of it."""
+
+    origin: str
+    kind: str
+    columns: Mapping[str, Any]
+    """The row as its file has it."""
+    fields: tuple[str, ...]
+    """Columns the format did not use."""
+    learnt: Learnt | None
+    fault: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row with the keys of `--json`."""
+        out: dict[str, Any] = {"where": self.origin, "kind": self.kind, "row": dict(self.columns)}
+        if self.learnt is None:
+            return {**out, "fault": self.fault}
+        return {
+            **out,
+            "unused_columns": list(self.fields),
+            "tokens": self.learnt.num_tokens,
+            "trained_tokens": self.learnt.num_trained,
+            "cut_tokens": self.learnt.num_cut,
+            "pieces": [{"text": piece.text, "part": piece.part} for piece in self.learnt.pieces],
+        }
+
+
+@dataclass(frozen=True)
+class ShowReport:
+    """Rows as they are read and trained."""
+
+    path: str
+    format_name: str
+    description: str
+    model: str
+    max_length: int
+    rows: tuple[ShownRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report with the keys of `--json`."""
+        return {
+            "path": self.path,
+            "format": self.format_name,
+            "model": self.model,
+            "max_length": self.max_length,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A published data set."""
+
+    path: Path
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The data card and where it lies."""
+        return {"path": str(self.path), **self.card}
+
+
+def check(
+    settings: DataSettings,
+    *,
+    model: str = BUILT_IN,
+    repair: str = "",
+    emit: Emit = silent,
+    tokenizer: Any = None,
+) -> CheckReport:
+    """Everything that is wrong with the rows of `settings.source`; held-out rows are looked for among them.
+
+    With `repair` the rows that can be trained on, without repetitions, are written to that new .jsonl file.
+
+    Raises:
+        UserError: The file cannot be read at all, no format fits, or `repair` cannot be written.
+    """
+    began = time.perf_counter()
+    path = _one_source(settings)
+    if repair:
+        _refuse_repair(repair)
+    emit(Started(STEP, f"check {path}"))
+    lenient = settings.model_copy(update={"on_fault": "skip"})
+    loaded = read_examples(path, lenient)
+    found = loaded.details
+    check_rows(loaded.examples, found)
+    for held_out in (settings.validation, settings.test):
+        if held_out:
+            note_leaks(loaded.examples, read_examples(held_out, lenient).examples, found)
+    tokenizer, context = _opened(model, tokenizer)
+    max_length = settings.max_length if isinstance(settings.max_length, int) else context
+    measured = _measure(loaded.examples, tokenizer, max_length, context, found, emit)
+    bad = {str(origin) for finding in found.all() if finding.level == "error" for origin in found.places(finding.code)}
+    usable = [example for example in loaded.examples if str(example.origin) not in bad]
+    num_repaired = _repair(path, repair, settings, found) if repair else 0
+    first = next((m for m in measured if m[0] is (usable[0] if usable else None)), None)
+    report = CheckReport(
+        path=path,
+        num_rows=loaded.num_read,
+        num_bytes=sum(file.num_bytes for file in source_files(path)),
+        format_name=loaded.format_name,
+        description=build("formats", loaded.format_name).describe().partition(":")[0] if loaded.format_name else "",
+        model=model,
+        max_length=max_length,
+        findings=found.all(),
+        places={f.code: tuple(map(str, found.places(f.code)[:MAX_PLACES])) for f in found.all()},
+        num_usable=len(usable),
+        lengths=_lengths([one.num_tokens for _, one in measured]),
+        num_tokens=sum(one.num_tokens for _, one in measured),
+        num_trained=sum(one.num_trained for _, one in measured),
+        num_with_end=sum(one.has_end for _, one in measured),
+        preview=first[1].pieces if first else (),
+        preview_origin=str(first[0].origin) if first else "",
+        repaired=repair,
+        num_repaired=num_repaired,
+        seconds=time.perf_counter() - began,
+        next=_next(path, repair, found),
+    )
+    emit(Finished(STEP, seconds=report.seconds, values={"rows": report.num_rows, "usable": report.num_usable}))
+    return report
+
+
+def show(
+    settings: DataSettings,
+    *,
+    line: int = 0,
+    count: int = 3,
+    model: str = BUILT_IN,
+    tokenizer: Any = None,
+) -> ShowReport:
+    """How rows were read and what is learnt of them: the row at `line`, or the first `count`.
+
+    Raises:
+        UserError: No row starts at that line, or the file cannot be read.
+    """
+    path = _one_source(settings)
+    loaded = read_examples(path, settings.model_copy(update={"on_fault": "skip"}))
+    faults = _faults(loaded)
+    examples = {e.origin: e for e in loaded.examples}
+    origins = sorted({*examples, *faults}, key=lambda origin: (origin.file, origin.line))
+    if line:
+        chosen = [origin for origin in origins if origin.line == line]
+        if not chosen:
+            near = min((origin.line for origin in origins), key=lambda number: (abs(number - line), number), default=0)
+            raise UserError(
+                f"no row starts at line {line}.", code="no_row", where=path, remedy=f"The nearest starts at {near}."
+            )
+    else:
+        chosen = origins[:count]
+    tokenizer, context = _opened(model, tokenizer)
+    max_length = settings.max_length if isinstance(settings.max_length, int) else context
+    raw = {item.origin: item.values for item in read_rows(path, on_fault="skip") if isinstance(item, RawRow)}
+    rows = []
+    for origin in chosen:
+        example = examples.get(origin)
+        fault = faults.get(origin, "")
+        learnt = None
+        if example is not None:
+            try:
+                learnt = learn(example, tokenizer, max_length=max_length)
+            except UserError as error:
+                fault = error.line()
+        kind = FORMATS[type(example)] if example is not None else ""
+        unused = tuple(example.fields) if example is not None else ()
+        rows.append(ShownRow(str(origin), kind, raw.get(origin, {}), unused, learnt, fault))
+    description = build("formats", loaded.format_name).describe() if loaded.format_name else ""
+    return ShowReport(path, loaded.format_name, description, model, max_length, tuple(rows))
+
+
+def prepare(settings: DataSettings, out: Path, *, seed: int, emit: Emit = silent) -> Prepared:
+    """Publish the data set of `settings` as a folder: a file of rows per side, and its card.
+
+    The same settings, files and seed give the same bytes, so that doing it again changes nothing.
+
+    Raises:
+        UserError: As `load_data`; or `out` exists and holds anything else.
+    """
+    began = time.perf_counter()
+    emit(Started(STEP, f"prepare {out}"))
+    data = load_data(settings, seed=seed)
+    for finding in data.findings:
+        emit(finding)
+    kind = FORMATS[type(data.train[0])]
+    card = {**data.card(), "format": kind, "read_as": data.format_name, "settings": _recorded(settings)}
+    sides = {"train": data.train, "validation": data.validation, "test": data.test}
+    files = {f"{side}.jsonl": jsonl(map(row_of, examples)) for side, examples in sides.items() if examples}
+    files |= {CARD: json.dumps(card, indent=2, ensure_ascii=False) + "\n", "README.md": _card_in_words(out.name, card)}
+    if out.exists():
+        _require_same(out, files)
+    else:
+        with publishing(out) as draft:
+            for name, text in files.items():
+                (draft / name).write_text(text, encoding="utf-8", newline="\n")
+    emit(Saved(STEP, str(out), "data set"))
+    text = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test rows"
+    emit(Finished(STEP, text, time.perf_counter() - began))
+    return Prepared(out, card)
+
+
+# Reading
+
+
+def _one_source(settings: DataSettings) -> str:
+    if isinstance(settings.source, str):
+        return settings.source
+    if len(settings.source) == 1:
+        return settings.source[0].path
+    raise UserError(
+        "this looks at one source at a time.", code="several_sources", remedy="Name one of the recipe's files instead."
+    )
+
+
+def _opened(model: str, tokenizer: Any) -> tuple[Any, int]:
+    """A model's tokenizer and its context in tokens, without its weights."""
+    if tokenizer is None:
+        from tunesmith.models.load import load_tokenizer
+
+        tokenizer = load_tokenizer(ModelSettings(name=model))
+    length = int(min(getattr(tokenizer, "model_max_length", 0) or 0, 10**9))
+    if 0 < length < 10**6:
+        return tokenizer, length
+    from transformers import AutoConfig
+
+    from tunesmith.models.load import context_length
+    from tunesmith.models.source import resolve
+
+    return tokenizer, context_length(AutoConfig.from_pretrained(resolve(model)))
+
+
+def _faults(loaded: Loaded) -> dict[Origin, str]:
+    return {
+        origin: f"{finding.message}: {finding.remedy} [{finding.code}]"
+        for finding in loaded.findings
+        if finding.level == "error"
+        for origin in loaded.details.places(finding.code)
+    }
+
+
+# Tokens
+
+
+def _measure(
+    examples: Sequence[Example], tokenizer: Any, max_length: int, context: int, found: Findings, emit: Emit
+) -> list[tuple[Example, Learnt]]:
+    measured = []
+    chosen = _to_measure(examples, max_length)
+    for done, example in enumerate(chosen):
+        if done % 500 == 0:
+            emit(Progress(STEP, done, len(chosen), "tokens", "rows"))
+        try:
+            one = learn(example, tokenizer, max_length=max_length)
+        except UserError as fault:
+            found.add("error", fault.code, example.origin, fault.message.rstrip("."), fault.remedy.rstrip("."))
+            continue
+        measured.append((example, one))
+        wanted = -(-one.num_tokens // 64) * 64
+        remedy = f"data.max_length={wanted}" if wanted <= context else f"shorten it (the model reads {context:,})"
+        if one.num_cut and not one.num_trained:
+            message = f"all {one.num_answer:,} answer tokens cut at length {max_length:,}"
+            found.add("error", "nothing_trained", example.origin, message, remedy)
+        elif one.num_cut:
+            message = f"{one.num_cut:,} of {one.num_tokens:,} tokens cut at {max_length:,}"
+            found.add("warning", "truncated", example.origin, message, remedy)
+    return measured
+
+
+def _to_measure(examples: Sequence[Example], max_length: int) -> Sequence[Example]:
+    """All rows; of many, an even sample and every row whose bytes could make more than `max_length` tokens."""
+    if len(examples) <= MEASURED_ROWS:
+        return examples
+    every = -(-len(examples) // MEASURED_ROWS)
+    return [
+        example
+        for number, example in enumerate(examples)
+        if number % every == 0 or (not isinstance(example, TextExample) and _num_bytes(example) > max_length)
+    ]
+
+
+def _num_bytes(example: Example) -> int:
+    """An upper bound of the tokens: none has less than a byte; templates add a few to each message."""
+    row = row_of(example)
+    return len(str({name: value for name, value in row.items() if name not in example.fields}).encode())
+
+
+def _lengths(sizes: Sequence[int]) -> Lengths | None:
+    if not sizes:
+        return None
+    ordered = sorted(sizes)
+    longest = ordered[-1]
+    bins = [0] * BINS
+    for size in ordered:
+        bins[min(BINS - 1, size * BINS // max(1, longest))] += 1
+    return Lengths(
+        p5=_quantile(ordered, 0.05),
+        median=round(median(ordered)),
+        p95=_quantile(ordered, 0.95),
+        longest=longest,
+        histogram=tuple(bins),
+        num_measured=len(ordered),
+    )
+
+
+def _quantile(ordered: Sequence[int], share: float) -> int:
+    return ordered[round(share * (len(ordered) - 1))]
+
+
+def _next(path: str, repair: str, found: Findings) -> tuple[str, ...]:
+    findings = found.all()
+    if not findings:
+        return ()
+    name = Path(path)
+    clean = name.with_name(f"{name.name.partition('.')[0]}.clean.jsonl")
+    mend = [f"tunesmith data check {path} --repair {clean}"] if _dropped(found) and not repair else []
+    shown = next((f for f in findings if f.code not in ("invalid_json", "not_utf8")), findings[0])
+    return (*mend, f"tunesmith data show {shown.where}")
+
+
+# Repair
+
+
+def _refuse_repair(repair: str) -> None:
+    if not repair.endswith(".jsonl"):
+        raise UserError("repaired rows are written as .jsonl.", code="bad_name", where=repair, remedy="Name it so.")
+    if Path(repair).exists():
+        raise UserError("this file exists already.", code="exists", where=repair, remedy="Name a new one.")
+
+
+def _dropped(found: Findings) -> set[Origin]:
+    codes = [finding.code for finding in found.all() if finding.level == "error"] + ["duplicate", "leak"]
+    return {origin for code in codes for origin in found.places(code)}
+
+
+def _repair(path: str, repair: str, settings: DataSettings, found: Findings) -> int:
+    """Write the rows without errors, repetitions and leaks, as the file has them; how many there are."""
+    dropped = _dropped(found)
+    if settings.dedup == "near":
+        dropped |= set(found.places("near_duplicate"))
+    kept = [
+        item.values
+        for item in read_rows(path, on_fault="skip")
+        if isinstance(item, RawRow) and item.origin not in dropped
+    ]
+    write_text(Path(repair), jsonl(kept))
+    return len(kept)
+
+
+# The data card
+
+
+def _require_same(out: Path, files: Mapping[str, str]) -> None:
+    if not (out / CARD).is_file() or not (out / MANIFEST).is_file():
+        raise UserError(
+            "this exists and is not a prepared data set.", code="exists", where=str(out), remedy="Name a new folder."
+        )
+    sums = {name: listed["sha256"] for name, listed in verify(out)["files"].items()}
+    if sums != {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}:
+        raise UserError(
+            "this holds a data set made from other rows or settings.",
+            code="exists",
+            where=str(out),
+            remedy="Name a new folder, or delete this one.",
+        )
+
+
+def _recorded(settings: DataSettings) -> dict[str, Any]:
+    """The settings that shaped the rows, paths by their names only."""
+    values = settings.model_dump(mode="json")
+    for key in ("validation", "test", "documents"):
+        values[key] = Path(values[key]).name if values[key] else ""
+    source = values["source"]
+    values["source"] = (
+        Path(source).name if isinstance(source, str) else [{**one, "path": Path(one["path"]).name} for one in source]
+    )
+    return values
+
+
+def _card_in_words(name: str, card: Mapping[str, Any]) -> str:
+    rows = card["rows"]
+    lines = [
+        f"# {name}",
+        "",
+        f"{rows['train']:,} training, {rows['validation']:,} validation and {rows['test']:,} test rows "
+        f"({card['format']}; read as {card['read_as']}), made by `tunesmith data prepare` with seed {card['seed']}.",
+        "",
+        "| file | bytes | SHA-256 |",
+        "| --- | ---: | --- |",
+        *(f"| {file['name']} | {file['bytes']:,} | `{file['sha256']}` |" for file in card["files"]),
+        "",
+        f"{rows['read']:,} rows were read.",
+        *(f"{number:,} were left out: {reason}." for reason, number in card["left_out"].items()),
+    ]
+    if card["labels"]:
+        lines += ["", f"{len(card['labels'])} labels: " + ", ".join(card["labels"]) + "."]
+    if card["findings"]:
+        lines += ["", "| finding | level | rows |", "| --- | --- | ---: |"]
+        lines += [f"| {one['code']} | {one['level']} | {one['rows']:,} |" for one in card["findings"]]
+    return "\n".join(lines) + "\n"
