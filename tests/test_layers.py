@@ -31,6 +31,7 @@ ALLOWED = {
     "server": {"core", "base", "recipe", *NOUNS, "training", *PLUGINS, "steps", "server"},
     "cli": {"core", "base", "recipe", *NOUNS, "training", *PLUGINS, "steps", "server", "reporters", "cli"},
     "reporters": {"core", "reporters"},
+    "nouns": {"api", "core", "recipe", "data", "steps", "reporters", "nouns"},
     "assets": set(),
     **{folder: {"core", "base", "recipe", *NOUNS} for folder in PLUGINS},
 }

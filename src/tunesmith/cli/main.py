@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.cli.flags import Flags, UsageError, read_flags
 from tunesmith.core.errors import UserError, suggest
 from tunesmith.reporters.text import Output, paint
+from tunesmith.reporters.third_parties import silence
 
 if TYPE_CHECKING:
     from tunesmith.cli.session import Session
@@ -39,25 +40,11 @@ GROUPS = {
     "feedback": "list, export",
 }
 HELP_FLAGS = {"--help", "-h"}
-QUIET_THIRD_PARTIES = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_VERBOSITY": "error",
-    "DATASETS_VERBOSITY": "error",
-    "DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "BITSANDBYTES_NOWELCOME": "1",
-}
-"""Their bars would break ours, and their telemetry is not ours to switch on; what the user has set stays."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    for name, value in QUIET_THIRD_PARTIES.items():
-        os.environ.setdefault(name, value)
+    silence(os.environ)
     flags = Flags()
     out, err = Output(sys.stdout), Output(sys.stderr)
     try:

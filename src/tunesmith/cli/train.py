@@ -35,14 +35,18 @@ def train(
         if recipe:
             raise UsageError("--resume takes its recipe from the run;", code="usage", remedy="leave the recipe out.")
         from tunesmith.core.run import RunFolder
+
+        folder = RunFolder.open(resume)
         from tunesmith.steps.train import resume as go_on
 
-        run = go_on(RunFolder.open(resume), emit=session.emit)
+        run = go_on(folder, emit=session.emit)
     elif recipe:
         from tunesmith.recipe import read_recipe
+
+        checked = read_recipe(recipe, overrides or ())  # before torch is imported: a wrong key is told at once
         from tunesmith.steps.train import train as run_step
 
-        run = run_step(read_recipe(recipe, overrides or ()), emit=session.emit, root=session.home.runs)
+        run = run_step(checked, emit=session.emit, root=session.home.runs)
     else:
         raise UsageError("train what?", code="usage", remedy="For example: tunesmith train recipes/manual_lora.yaml")
     session.result(_summary(run), text=str(run.path))

@@ -66,7 +66,7 @@ def _user_error(
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return cause
-    path = tuple(part for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    path = tuple(part for part in first["loc"] if not (isinstance(part, str) and _is_branch(part)))
     where, frame = locate(path) if locate else ("", "")
     key = str(path[-1]) if path else ""
     group = ".".join([part for part in (place, *map(str, path[:-1])) if part]) or "the recipe"
@@ -90,6 +90,11 @@ def _user_error(
         where=where,
         frame=frame,
     )
+
+
+def _is_branch(part: str) -> bool:
+    """Whether pydantic put the branch of a union into the place (`literal['auto']`, `constrained-float`)."""
+    return "[" in part or part.startswith("constrained-") or part in ("int", "float", "str", "bool")
 
 
 def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

@@ -77,6 +77,19 @@ def to_html(text: str, losses: Sequence[tuple[int, float]] = ()) -> str:
     return f"<table {style}><tbody>{rows}</tbody></table>{curve}"
 
 
+def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table that reads with all styles removed and follows any theme."""
+    style = 'style="border-collapse:collapse;border:0;background:none;color:inherit"'
+    head = "".join(f"<th {CELL}>{html.escape(title)}</th>" for title in titles)
+    body = "".join("<tr>" + "".join(f"<td {CELL}>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table {style}>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+
+
+def html_text(text: str) -> str:
+    """A sentence."""
+    return f"<div>{html.escape(text)}</div>"
+
+
 def loss_curve(points: Sequence[tuple[int, float]], width: int = 360, height: int = 80) -> str:
     """An inline SVG of (step, loss) in the text's own colour, with a sentence for those who do not see it."""
     steps, losses = [step for step, _ in points], [loss for _, loss in points]

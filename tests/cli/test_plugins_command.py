@@ -1,0 +1,60 @@
+"""`tunesmith plugins`: kinds, plug-ins, settings, sections of the recipe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tunesmith.cli.main import main
+from tunesmith.core.plugins import KINDS, names
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["plugins", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_kind_and_plugin_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {one["name"]: one["plugins"] for one in json.loads(shown(capsys, "--json"))}
+    assert listed == {folder: names(folder) for folder in KINDS if names(folder)}
+    text = shown(capsys)
+    assert all(kind in text for kind in listed)
+
+
+def test_a_kind_is_known_by_its_singular_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "method", "--json") == shown(capsys, "methods", "--json")
+
+
+@pytest.mark.parametrize("kind", [folder for folder in KINDS if names(folder)])
+def test_every_plugin_shows_its_documented_settings(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in names(kind):
+        value = json.loads(shown(capsys, kind, name, "--json"))
+        assert value["name"] == name
+        assert value["summary"]
+        assert all(one["documentation"] for one in value["settings"]), value
+
+
+def test_a_plugins_settings_have_type_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {one["name"]: one for one in json.loads(shown(capsys, "methods", "lora", "--json"))["settings"]}
+    assert (settings["rank"]["type"], settings["rank"]["default"]) == ("whole number, > 0", "16")
+    assert "rank   whole number, > 0 · default 16" in shown(capsys, "methods", "lora")
+
+
+def test_sections_of_the_recipe_are_shown_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "tokens_per_step" in shown(capsys, "train")
+    assert "group_by" in shown(capsys, "data.split")
+    assert "needed" in shown(capsys, "model")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["methdos"], 'there is no kind "methdos"; did you mean "methods" or "method"?'),
+        (["methods", "lroa"], 'there is no method "lroa"; did you mean "lora"?'),
+        (["data", "splt"], 'there is no group in data "splt"; did you mean "split"?'),
+    ],
+)
+def test_a_wrong_name_suggests_the_nearest(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", *words]) == 1
+    assert said in capsys.readouterr().err
