@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Emit, Finished, Metric, Progress, Saved, Started
+from tunesmith.core.events import Emit, Finished, Metric, Saved, Started
 from tunesmith.core.publish import sha256
 from tunesmith.core.quantities import count
 from tunesmith.recipe import Recipe
@@ -91,7 +91,6 @@ def compare(recipe: Recipe, *, emit: Emit, out: Path) -> Comparison:
     )
     results = []
     for number, (name, row) in enumerate(work.rows, 1):
-        emit(Progress(STEP, number - 1, len(work.rows), label=name, unit="rows"))
         result = Row(work, name, row).run()
         results.append(result)
         emit(Metric(STEP, result.values(work), at=number, of=len(work.rows), label=name, seconds=result.seconds))
