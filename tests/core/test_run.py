@@ -35,6 +35,14 @@ def test_runs_are_numbered_after_the_highest(tmp_path: Path) -> None:
     assert make(tmp_path, "other").name == "other-1"
 
 
+@pytest.mark.parametrize("stem", ["../up", "a/b", "/abs", "..", ".hidden", "", "a\0b", "x" * 101])
+def test_a_name_that_could_leave_the_folder_is_refused(tmp_path: Path, stem: str) -> None:
+    with pytest.raises(UserError) as fault:
+        RunFolder.create(tmp_path / "runs", stem)
+    assert fault.value.code == "bad_name"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_opening_what_is_no_run_names_the_nearest(tmp_path: Path) -> None:
     make(tmp_path, "manual")
     assert RunFolder.open(tmp_path / "manual-1").name == "manual-1"

@@ -74,7 +74,7 @@ def _row(judged: Judged) -> tuple[str, ...]:
     from tunesmith.steps.feedback import thumb
 
     feedback, messages = judged.feedback, judged.request.messages
-    verdict = thumb(feedback.value)
+    verdict = thumb(feedback)
     asked = next((str(m["content"]) for m in reversed(messages or ()) if m["role"] == "user"), "")
     return (
         feedback.at,

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tunesmith.core.errors import UserError, suggest
 from tunesmith.core.publish import write_json, write_text
 
 PACKAGES = ("tunesmith", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "safetensors")
+_STEM = re.compile(r"[^./\\\0\n][^/\\\0\n]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,17 @@ class RunFolder:
 
     @staticmethod
     def create(root: Path, stem: str) -> RunFolder:
-        """A new run `root/stem-N` with the smallest free N (from 1)."""
+        """A new run `root/stem-N`, N one more than the highest there is.
+
+        Raises:
+            UserError: The stem could leave the folder, or cannot be a file's name.
+        """
+        if not _STEM.fullmatch(stem):
+            raise UserError(
+                f"{stem[:80]!r} cannot be the name of a run.",
+                code="bad_name",
+                remedy="Set `name` in the recipe: at most 100 characters, no slash, no dot at the beginning.",
+            )
         root.mkdir(parents=True, exist_ok=True)
         number = 1 + max((_number(p.name, stem) for p in root.iterdir()), default=0)
         while True:

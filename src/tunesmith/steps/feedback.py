@@ -23,8 +23,9 @@ from tunesmith.core.store import FeedbackRow, RequestRow, Store, split_reference
 
 KINDS = {"sft": "sft.jsonl", "preference": "preference.jsonl", "rated": "rated.jsonl"}
 """What can be exported, and the file it goes to."""
-UP, DOWN = (True, 1, "up", "good"), (False, 0, -1, "down", "bad")
-"""Values that are a thumb."""
+THUMBS = "thumbs"
+"""The judgement's name where 1 and 0 or -1 mean up and down; elsewhere 1 may be the worst of five."""
+WORDS = {"up": True, "good": True, "down": False, "bad": False}
 Row = dict[str, Any]
 
 
@@ -126,13 +127,14 @@ def sentence(exported: Exported) -> str:
     return f"{count(exported.num_judgements)} judgements: {rows} rows{missing}"
 
 
-def thumb(value: object) -> bool | None:
-    """A judgement as a thumb up or down, None where it is neither."""
-    if any(value == up and type(value) is type(up) for up in UP):
-        return True
-    if any(value == down and type(value) is type(down) for down in DOWN):
-        return False
-    return None
+def thumb(feedback: FeedbackRow) -> bool | None:
+    """A judgement as a thumb up or down, None where it is neither; a number is one only under the name "thumbs"."""
+    value = feedback.value
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int) and feedback.name == THUMBS:
+        return {1: True, 0: False, -1: False}.get(value)
+    return WORDS.get(value) if isinstance(value, str) else None
 
 
 def _sft(judged: Iterable[Judged]) -> list[Row]:
@@ -156,9 +158,9 @@ def _preference(judged: Iterable[Judged]) -> list[Row]:
 
 def _rated(judged: Iterable[Judged]) -> list[Row]:
     return [
-        {"messages": [*_context(one), _said(_answer(one))], "label": thumb(one.feedback.value), **_links(one)}
+        {"messages": [*_context(one), _said(_answer(one))], "label": thumb(one.feedback), **_links(one)}
         for one in judged
-        if one.is_exportable and _answer(one).strip() and thumb(one.feedback.value) is not None
+        if one.is_exportable and _answer(one).strip() and thumb(one.feedback) is not None
     ]
 
 

@@ -17,6 +17,7 @@ from tunesmith.core.publish import verify
 from tunesmith.core.quantities import duration, gib
 from tunesmith.core.store import Version
 from tunesmith.steps.quality import MARGIN, Comparison, Gate
+from tunesmith.steps.register import address_of
 
 __all__ = ["MARGIN", "Gate", "Judgement", "judge"]
 
@@ -78,6 +79,8 @@ def judge(
 
 def _files(version: Version) -> Gate:
     manifest = verify(version.folder)
+    if address_of(version.folder) != version.content_hash:
+        raise UserError("its files are not those that were registered.", code="damaged", where=version.reference)
     size = sum(file["bytes"] for file in manifest["files"].values())
     text = f"{len(manifest['files'])} files, {gib(size)}, every SHA-256 sum as registered"
     return Gate("files verified", True, text, "all", {"files": len(manifest["files"]), "bytes": size})

@@ -42,7 +42,7 @@ def register(home: Home, run: str | Path, name: str = "", *, emit: Emit, parent:
     check_name(name, "a model")
     emit(Started("register", f"{folder.path} as {name}", {"run": str(folder.path), "name": name}))
     with Store.open(home) as store, _one_at_a_time(home.versions(name)):
-        version = store.find_content(name, _address(folder.path)) or _add(store, folder, name, recipe, parent)
+        version = store.find_content(name, address_of(folder.path)) or _add(store, folder, name, recipe, parent)
     if version.is_new:
         emit(Saved("register", str(version.folder), version.reference))
     text = version.reference if version.is_new else f"the same model is registered already: {version.reference}"
@@ -74,7 +74,7 @@ def _open_run(home: Home, run: str | Path) -> RunFolder:
     return folder
 
 
-def _address(folder: Path) -> str:
+def address_of(folder: Path) -> str:
     """SHA-256 over the names and sums of model/ and what else decided it."""
     lines = [
         f"{content_hash(folder / 'model')}  model\n",
@@ -84,7 +84,7 @@ def _address(folder: Path) -> str:
 
 
 def _add(store: Store, run: RunFolder, name: str, recipe: Recipe, parent: str) -> Version:
-    folder, address = store.home.versions(name), _address(run.path)
+    folder, address = store.home.versions(name), address_of(run.path)
     target = folder / str(store.reserve_number(name, at_least=_highest(folder) + 1))
     _publish(run, target, address)
     lineage = {**_lineage(run, recipe), "parent": parent or None}
@@ -120,7 +120,7 @@ def _publish(run: RunFolder, target: Path, address: str) -> None:
         for name in COPIED:
             shutil.copyfile(run.path / name, draft / name)
         verify(draft / "model")
-        if _address(draft) != address:
+        if address_of(draft) != address:
             raise UserError("the run changed while it was copied.", code="run_changed", where=str(run.path))
 
 
