@@ -5,6 +5,7 @@ tests/test_reference.py writes them anew and compares, so a page can neither be 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -21,6 +22,8 @@ from tunesmith.core.plugins import Plugin
 
 NOTE = "<!-- Written by `make docs` from the code; edit the code instead. -->\n"
 HELP_WIDTH = 100
+CALLS = {"__call__": "", "__getitem__": "[…]"}
+"""How special methods are written in use."""
 WORDS = ("", "needed", "empty", "nothing")
 """Defaults that are said, not quoted."""
 
@@ -97,12 +100,14 @@ def python_page() -> str:
     """Every public name of `import tunesmith`."""
     import tunesmith
 
-    parts = ["What `import tunesmith as ts` gives."]
-    for name in sorted(getattr(tunesmith, "__all__", ())):
+    parts = [f"What `import tunesmith as ts` gives.\n\n{inspect.getdoc(tunesmith)}"]
+    for name in sorted(tunesmith.__all__, key=str.swapcase):
         value = getattr(tunesmith, name)
-        if inspect.isclass(value):
-            parts += [f"## {name}", inspect.getdoc(value) or "", *_members(value)]
-        elif callable(value):
+        if inspect.ismodule(value):  # a package that is a verb or a mapping, too
+            parts += [f"## {name}", *_members(type(value), name)]
+        elif inspect.isclass(value):
+            parts += [f"## {name}", inspect.getdoc(value) or "", *_members(value, name)]
+        else:
             parts += [f"## {name}", _signature(name, value), inspect.getdoc(value) or ""]
     return _page("The Python API", *parts)
 
@@ -117,18 +122,34 @@ def events_page() -> str:
 
 
 def http_page() -> str:
-    """The routes of the server."""
-    from tunesmith.server.feedback import feedback_routes
-    from tunesmith.server.health import health_routes
-    from tunesmith.server.openai import openai_routes
+    """The routes of the server with what their bodies take, read from its source: no server is needed."""
+    from tunesmith.server import requests
+    from tunesmith.server.settings import ServerSettings
 
-    makers: tuple[Callable[[Any], Any], ...] = (openai_routes, feedback_routes, health_routes)
-    parts = ["What `tunesmith serve` answers; requests and errors are OpenAI's."]
-    for make in makers:
-        for route in make(None).routes:
-            verbs = " ".join(sorted(route.methods - {"HEAD"}))
-            parts += [f"## {verbs} {route.path}", inspect.getdoc(route.endpoint) or ""]
-    return _page("The HTTP API", *parts)
+    parts = ["What `tunesmith serve` answers; requests, streams and errors are OpenAI's."]
+    for file in sorted((Path(plugins.__file__).parent.parent / "server").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        routes = [found for node in ast.walk(tree) if (found := _route(node))]
+        if routes:
+            parts.append(f"## {file.stem.capitalize()}\n\n{ast.get_docstring(tree)}")
+        for words, body in routes:
+            rows = [_body_row(field) for field in describe(getattr(requests, body))] if body else []
+            parts += [f"### {words}", _table(["field", "takes", "default"], rows) if rows else ""]
+    return _page("The HTTP API", *parts, "## Settings of the server", _settings_table(describe(ServerSettings)))
+
+
+def _route(node: ast.AST) -> tuple[str, str] | None:
+    """`GET /path` and the class of its body, if the function is a route."""
+    if not isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
+        return None
+    match = [re.fullmatch(r"router\.(get|post|put|delete)\('([^']+)'\)", ast.unparse(d)) for d in node.decorator_list]
+    bodies = re.findall(r"read_model\(request, (\w+)", ast.unparse(node))
+    found = next(filter(None, match), None)
+    return (f"{found[1].upper()} {found[2]}", bodies[0] if bodies else "") if found else None
+
+
+def _body_row(field: Described) -> list[str]:
+    return [f"`{field.name}`", field.takes.removesuffix(" or nothing"), field.default]
 
 
 def command_helps(name: str) -> Iterator[tuple[str, str]]:
@@ -146,20 +167,26 @@ def _help(part: Any, words: str) -> str:
     return "\n".join(line.rstrip() for line in part.get_help(context).splitlines())
 
 
-def _members(cls: type) -> Iterator[str]:
+def _members(cls: type, owner: str) -> Iterator[str]:
+    """Documented methods and properties; calling and indexing count as methods."""
     for name, value in vars(cls).items():
         function = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
-        if name.startswith("_") or not inspect.getdoc(function) or not inspect.isfunction(function):
+        is_public = not name.startswith("_") or name in CALLS
+        if not is_public or not inspect.isfunction(function) or not inspect.getdoc(function):
             continue
-        yield f"### {cls.__name__}.{name}"
-        yield f"`.{name}`" if isinstance(value, property) else _signature(f".{name}", function)
+        shown = owner + CALLS.get(name, f".{name}")
+        yield f"### `{shown}`" if isinstance(value, property) else _signature(shown, function)
         yield inspect.getdoc(function) or ""
 
 
 def _signature(name: str, function: Callable[..., Any]) -> str:
+    """The call as Python source, one parameter a line where it is long; annotations lose their quotes."""
     signature = inspect.signature(function)
     kept = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
-    return f"```python\n{name}{signature.replace(parameters=kept)}\n```"
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", f"{name}{signature.replace(parameters=kept)}")
+    if len(text) > HELP_WIDTH:
+        text = re.sub(r", (?=\*|\w+:)", ",\n    ", text).replace("(", "(\n    ", 1).replace(") ->", ",\n) ->")
+    return f"```python\n{text}\n```"
 
 
 def _own_text(cls: type) -> str:
@@ -170,7 +197,7 @@ def _own_text(cls: type) -> str:
 def _facts(cls: type[Plugin]) -> str:
     """Class attributes that a kind declares beside its settings: task, learning rate, what a metric needs."""
     kinds = [base for base in cls.__mro__ if issubclass(base, Plugin) and base is not Plugin]
-    names = [name for base in kinds for name, hint in vars(base)["__annotations__"].items() if "ClassVar" in str(hint)]
+    names = [name for base in kinds for name, hint in inspect.get_annotations(base).items() if "ClassVar" in str(hint)]
     rows = []
     for name in dict.fromkeys(names):
         value = getattr(cls, name)
