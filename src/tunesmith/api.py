@@ -151,7 +151,7 @@ def compare(
     values |= {"model": {"name": base, **values.get("model", {})}, "data": whole.settings.model_dump(mode="json")}
     values["compare"] = {**values.get("compare", {}), "rows": [_row(row) for row in rows]}
     recipe = make_recipe(values)
-    folder = Path(out) if out else _home(home).path / "compare" / recipe.name
+    folder = Path(out) if out else _home(home).path / "comparisons" / recipe.name
     with _reporter() as emit:
         return Report.of_comparison(run_step(recipe, emit=emit, out=folder))
 

@@ -85,6 +85,10 @@ def test_lines_have_a_heartbeat_only_in_silence() -> None:
     reporter.heartbeat()
     reporter.heartbeat()
     assert stream.text().count("serve working seconds=61") == 1
+    reporter(Finished("serve"))
+    clock.now += 100
+    reporter.heartbeat()
+    assert stream.text().count("working") == 1, "what has ended is silent"
     reporter.stop()
 
 

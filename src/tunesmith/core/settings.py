@@ -62,7 +62,10 @@ def _user_error(
     locate: Locate | None,
     elsewhere: Mapping[str, list[str]] | None,
 ) -> UserError:
-    first = fault.errors(include_url=False)[0]
+    faults = fault.errors(include_url=False)
+    first = next(
+        (one for one in faults if one["type"] == "extra_forbidden"), faults[0]
+    )  # a typo explains what is missing
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return cause

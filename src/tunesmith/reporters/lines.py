@@ -49,14 +49,21 @@ class Lines(Reporter):
         self._heart = None
 
     def __call__(self, event: Event) -> None:
-        self._step = getattr(event, "step", self._step)
-        if isinstance(event, Started) and self._heart is None:
+        self._note(event)
+        if self._heart is None:
             self._stopped.clear()
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._heart.start()
         if isinstance(event, Sample) or (isinstance(event, Progress) and not self._is_due()):
             return
         self._line(*words(event))
+
+    def _note(self, event: Event) -> None:
+        """Remember the outermost step, which is what a heartbeat speaks of, until it ends."""
+        if isinstance(event, Started | Progress) and not self._step:
+            self._step = event.step
+        elif isinstance(event, Finished) and event.step == self._step:
+            self._step = ""
 
     def heartbeat(self) -> None:
         """Say that the work goes on, where a minute passed in silence."""
