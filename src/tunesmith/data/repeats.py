@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from tunesmith.core.records import (
     ChatExample,
@@ -114,21 +116,17 @@ def near_repeats(examples: Sequence[Example], keys: Sequence[str]) -> dict[int, 
 
     Rows with different labels or thumbs are never repetitions of each other.
     """
-    shingled = [_shingles(key) for key in keys]
-    counts = Counter(shingle for shingles in shingled for shingle in shingles)
-    order = {shingle: rank for rank, (shingle, _) in enumerate(sorted(counts.items(), key=lambda kv: (kv[1], kv[0])))}
-    index: dict[int, list[int]] = defaultdict(list)
-    sets: dict[int, frozenset[int]] = {}
     found: dict[int, tuple[int, float]] = {}
-    for i, shingles in enumerate(shingled):
-        ranks = sorted(order[shingle] for shingle in shingles)
-        prefix = ranks[: len(ranks) - math.ceil(NEAR * len(ranks)) + 1]
+    index: dict[int, list[int]] = defaultdict(list)
+    sets: dict[int, tuple[frozenset[int], int]] = {}
+    for i, ranks, size in _candidates(keys):
+        prefix = ranks[: size - math.ceil(NEAR * size) + 1 - (size - len(ranks))]
         mine = frozenset(ranks)
-        best = _nearest(i, mine, prefix, index, sets, examples)
+        best = _nearest(i, mine, size, prefix, index, sets, examples)
         if best is not None:
             found[i] = best
             continue
-        sets[i] = mine
+        sets[i] = (mine, size)
         for rank in prefix:
             index[rank].append(i)
     return found
@@ -168,19 +166,50 @@ def _place(earlier: Example, example: Example) -> str:
     return f"line {earlier.origin.line}" if same else str(earlier.origin)
 
 
-def _shingles(key: str) -> set[tuple[str, ...]]:
-    words = key.split()
-    if len(words) < 3:
-        return {tuple(words)}
-    return set(zip(words, words[1:], words[2:], strict=False))
+def _candidates(keys: Sequence[str]) -> Iterator[tuple[int, list[int], int]]:
+    """Rows that share enough shingles with others: index, those shingles as ranks (rarest first), number of all.
+
+    A shingle that occurs once cannot be shared; a row of which more than a fifth are such has no near repetition.
+    """
+    vocabulary: dict[str, int] = {"": 0}
+    lengths, flat = [], []
+    for key in keys:
+        words = key.split()
+        words += [""] * (3 - len(words))
+        lengths.append(len(words) - 2)
+        flat.extend([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+    if not flat:
+        return
+    words_of = np.asarray(flat, dtype=np.int64)
+    starts = np.cumsum([0, *(length + 2 for length in lengths)])[:-1]
+    rows = np.repeat(np.arange(len(keys)), lengths)
+    first = np.arange(len(rows)) - np.repeat(np.cumsum([0, *lengths])[:-1], lengths) + np.repeat(starts, lengths)
+    base = len(vocabulary)
+    pairs = np.unique(words_of[first] * base + words_of[first + 1], return_inverse=True)[1]
+    shingles = np.unique(pairs * base + words_of[first + 2], return_inverse=True)[1]
+    number = int(shingles.max()) + 1
+    both = np.unique(rows * number + shingles)
+    rows, shingles = both // number, both % number
+    counts = np.bincount(shingles)
+    ranks = np.empty(number, dtype=np.int64)
+    ranks[np.lexsort((np.arange(number), counts))] = np.arange(number)
+    sizes = np.bincount(rows, minlength=len(keys))
+    is_shared = counts[shingles] > 1
+    shared = np.bincount(rows[is_shared], minlength=len(keys))
+    ends = np.cumsum(sizes)
+    for i in np.flatnonzero(shared >= np.maximum(1, np.ceil(NEAR * sizes))).tolist():
+        span = slice(int(ends[i] - sizes[i]), int(ends[i]))
+        mine = ranks[shingles[span][is_shared[span]]]
+        yield i, sorted(mine.tolist()), int(sizes[i])
 
 
 def _nearest(
     i: int,
     mine: frozenset[int],
+    size: int,
     prefix: Sequence[int],
     index: dict[int, list[int]],
-    sets: dict[int, frozenset[int]],
+    sets: dict[int, tuple[frozenset[int], int]],
     examples: Sequence[Example],
 ) -> tuple[int, float] | None:
     best: tuple[int, float] | None = None
@@ -190,11 +219,11 @@ def _nearest(
             if j in tried:
                 continue
             tried.add(j)
-            theirs = sets[j]
-            if min(len(mine), len(theirs)) < NEAR * max(len(mine), len(theirs)):
+            theirs, their_size = sets[j]
+            if min(size, their_size) < NEAR * max(size, their_size):
                 continue
-            shared = len(mine & theirs)
-            similarity = shared / (len(mine) + len(theirs) - shared)
+            common = len(mine & theirs)
+            similarity = common / (size + their_size - common)
             if similarity >= NEAR and (best is None or similarity > best[1]) and _same_class(examples[i], examples[j]):
                 best = (j, similarity)
     return best
