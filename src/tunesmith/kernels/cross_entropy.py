@@ -46,12 +46,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden_ND) if wants_hidden else None
         for part in _chunks(len(labels_N), weight.shape[0]):
             logits = _logits(hidden_ND[part], weight, bias_V)
-            chosen = logits.gather(1, labels_N[part, None]).squeeze(1)
-            normaliser = logits.logsumexp(1)
-            losses[part] = normaliser - chosen
+            losses[part] = _losses_and_probabilities(logits, labels_N[part])
             if gradient is not None:
-                errors = _errors(logits, normaliser, labels_N[part])
-                gradient[part] = errors.to(weight.dtype) @ weight
+                gradient[part] = _errors(logits, labels_N[part]).to(weight.dtype) @ weight
         ctx.trains_head = trains_head
         if trains_head:
             ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N)
@@ -72,7 +69,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         for part in _chunks(len(labels_N), weight.shape[0]):
             logits = _logits(hidden_ND[part], weight, bias_V)
-            errors = _errors(logits, logits.logsumexp(1), labels_N[part]) * upstream_N[part, None]
+            _losses_and_probabilities(logits, labels_N[part])
+            errors = _errors(logits, labels_N[part]).mul_(upstream_N[part, None])
             low = errors.to(weight.dtype)
             grad_hidden[part] = low @ weight
             grad_weight += low.T @ hidden_ND[part]
@@ -95,8 +93,16 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype)).float()
 
 
-def _errors(logits: Tensor, normaliser: Tensor, labels: Tensor) -> Tensor:
-    """softmax(logits) - one_hot(labels), in place of the logits."""
-    errors = logits.sub_(normaliser[:, None]).exp_()
-    errors[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return errors
+def _losses_and_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(logits)[label] of each row; `logits` become the probabilities, in place: one sweep of exp."""
+    chosen = logits.gather(1, labels[:, None])
+    largest = logits.amax(1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+    logits.div_(total)
+    return (total.log_() + largest - chosen).squeeze(1)
+
+
+def _errors(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """softmax(logits) - one_hot(labels), in place of the probabilities."""
+    probabilities[torch.arange(len(labels), device=labels.device), labels] -= 1
+    return probabilities
