@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def fused_lora_linear(  # noqa: PLR0913 - the terms of the formula
+def fused_lora_linear(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
 ) -> Tensor:
     """x W^T + b + scaling (x A^T) B^T in the dtype of x (of autocast where it is on), [..., O].
@@ -33,7 +33,7 @@ def fused_lora_linear(  # noqa: PLR0913 - the terms of the formula
     return result
 
 
-def reference_lora_linear(  # noqa: PLR0913 - the terms of the formula
+def reference_lora_linear(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
 ) -> Tensor:
     """The same, term by term."""
@@ -80,7 +80,7 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 class _FusedLoRA(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
         rows_NI = x.reshape(-1, x.shape[-1])
