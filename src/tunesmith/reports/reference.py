@@ -163,7 +163,13 @@ def command_helps(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _help(part: Any, words: str) -> str:
-    context = part.context_class(part, info_name=words, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH)
+    context = part.context_class(
+        part,
+        info_name=words,
+        terminal_width=HELP_WIDTH,
+        max_content_width=HELP_WIDTH,
+        help_option_names=["--help", "-h"],
+    )
     return "\n".join(line.rstrip() for line in part.get_help(context).splitlines())
 
 
