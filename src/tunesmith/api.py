@@ -55,7 +55,7 @@ def data(source: Any, *, home: Place = None, seed: int = 1, **settings: Any) -> 
         emit(Started("data"))
         for finding in made.findings:
             emit(finding)
-        emit(Finished("data", repr(made)))
+        emit(Finished("data", made.sentence))
     return made
 
 

@@ -227,6 +227,33 @@ def test_a_notebook_updates_one_display_twice_a_second_at_most() -> None:
     assert "validation loss from 1.87 at step 80 to 0.99 at step 240" in last["text/html"]
 
 
+def test_a_notebook_keeps_columns_without_styles() -> None:
+    shown: list[dict[str, str]] = []
+    play(Notebook(lambda data, name, is_update: shown.append(data), Clock()), [*training(), training_end()])
+    bare = re.sub(r' style="[^"]*"', "", shown[-1]["text/html"])
+    assert "<tr><td>run</td><td>runs/manual-lora-3 · http" in bare
+    assert (
+        f"<tr><th>step</th><th>train</th><th>validation</th><th>tokens/s</th><th>{QUESTION}</th><th></th></tr>" in bare
+    )
+    row = (
+        "<tr><td>240</td><td>0.861</td><td>0.990</td><td>8,120</td><td>The water tank is empty.</td><td>best</td></tr>"
+    )
+    assert row in bare
+    assert "<tr><td>loss</td><td>3.41 [3.22, 3.61]</td><td>0.60 [0.51, 0.70]</td></tr>" in bare
+    assert "<div>! step 248: gradient norm" in bare
+
+
+def test_a_notebook_shows_no_heads_of_inner_steps() -> None:
+    clock, shown = Clock(), []
+    reporter = Notebook(lambda data, name, is_update: shown.append(data), clock)
+    for event in demo():
+        clock.now += 1
+        reporter(event)
+    assert "never shown" not in shown[-1]["text/html"]
+    assert "fact match 0.78 [0.69, 0.86]" in shown[-1]["text/html"]
+    assert "85 %" in shown[-1]["text/html"]
+
+
 def test_a_notebook_escapes_what_models_say() -> None:
     shown: list[dict[str, str]] = []
     reporter = Notebook(lambda data, name, is_update: shown.append(data), Clock())

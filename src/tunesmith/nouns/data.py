@@ -99,12 +99,18 @@ class Data:
 
         return frame([{"side": side, **row_of(example)} for side, rows in sides.items() for example in rows])
 
-    def __repr__(self) -> str:
-        found = f", {len(self.findings)} kinds of finding" if self.findings else ""
+    @property
+    def sentence(self) -> str:
+        """How many rows are on which side, and how much was found."""
         sides = (
             f"{count(len(self.train))} train, {count(len(self.validation))} validation, {count(len(self.test))} test"
         )
-        return f"Data({self.name!r}, {self.loaded.format_name}, {sides} rows{found})"
+        many = len(self.findings)
+        found = f", {many} kind{'s' if many > 1 else ''} of finding" if many else ""
+        return f"{self.loaded.format_name}, {sides} rows{found}"
+
+    def __repr__(self) -> str:
+        return f"Data({self.name!r}, {self.sentence})"
 
     def _repr_html_(self) -> str:
         rows = [(f.level, f.code, f.where, f"{f.message} ({count(f.num_rows)} rows)", f.remedy) for f in self.findings]

@@ -73,6 +73,11 @@ class Story:
         """Whether no step is at work."""
         return not self._frames
 
+    @property
+    def depth(self) -> int:
+        """How many steps are at work, one inside the other."""
+        return sum(not frame.is_implicit for frame in self._frames)
+
     def tell(self, event: Event) -> list[str]:
         """The lines that scroll because of this event."""
         width = min(WIDEST, self._width())
