@@ -98,7 +98,7 @@ def made(count: int = 96, metric_name: str = "fact_match") -> tuple[dict[str, An
         },
         "recipe_fingerprint": "ab" * 32,
         "environment": environment(machine_details={"processor": "a processor", "cores": 2, "precision": "bf16"}),
-        "data": {"train": {"sha256": "cd" * 32}},
+        "data": {"contents_sha256": {"train": "cd" * 32}},
         "score_details": {name: asdict(one)["details"] for name, one in scores.items()},
     }
     return report, answers

@@ -106,7 +106,15 @@ def test_a_metric_without_right_and_wrong_shows_numbers() -> None:
 
 
 def test_the_method_says_what_was_run_where(page: str) -> None:
-    for words in ("Base model", "tunesmith/base", "Wilson", "a processor, 2 cores", "ab" * 32, "took 4 min 1 s"):
+    for words in (
+        "Base model",
+        "tunesmith/base",
+        "Wilson",
+        "a processor, 2 cores",
+        "ab" * 32,
+        "took 4 min 1 s",
+        "train cdcd",
+    ):
         assert words in page
 
 

@@ -206,7 +206,7 @@ def _method(report: Report) -> str:
         ("Machine", _machine(environment, machine)),
         ("Versions", f"Python {environment['python']}, {versions}"),
         ("Date", f"{environment['at']}, took {duration(report['seconds'])}"),
-        ("Data", _data_hash(report["data"])),
+        ("Data", _data_sums(report["data"])),
         ("Recipe", f"SHA-256 {report['recipe_fingerprint']}"),
     ]
     listing = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts if value)
@@ -226,13 +226,6 @@ def _machine(environment: Report, machine: Report) -> str:
     return ", ".join(map(str, parts))
 
 
-def _data_hash(card: Report) -> str:
-    found = [f"{key} {value}" for key, value in _hashes(card)]
-    return "SHA-256 " + "; ".join(found) if found else ""
-
-
-def _hashes(value: Any, name: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [pair for key, inner in value.items() for pair in _hashes(inner, name if key == "sha256" else str(key))]
-    is_sum = isinstance(value, str) and len(value) == 64 and all(char in "0123456789abcdef" for char in value)
-    return [(name, value[:16] + "…")] if is_sum else []
+def _data_sums(card: Report) -> str:
+    sums = card.get("contents_sha256", {})
+    return "SHA-256 " + "; ".join(f"{side} {sum_[:16]}…" for side, sum_ in sums.items()) if sums else ""
