@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from tunesmith.models.tiny import SPECIAL
 from tunesmith.steps.serve import RunningServer
 
 HELLO: list[Any] = [{"role": "user", "content": "what does the light mean"}]
@@ -141,7 +143,7 @@ def test_an_answer_ends_where_the_context_ends(client: Any) -> None:
 def test_logprobs_are_those_of_the_tokens(client: Any) -> None:
     choice = ask(client, logprobs=True, top_logprobs=3, max_tokens=6, temperature=0).choices[0]
     content = choice.logprobs.content
-    assert "".join(token.token for token in content if token.token != "<|im_end|>") == choice.message.content
+    assert "".join(token.token for token in content if token.token not in SPECIAL) == choice.message.content
     for token in content:
         assert len(token.top_logprobs) == 3
         assert token.logprob == pytest.approx(token.top_logprobs[0].logprob)
@@ -319,9 +321,7 @@ def test_every_wrong_address_has_openais_envelope(server: RunningServer, method:
         (b'{"x": "' + b"y" * (5 * 1024 * 1024) + b'"}', "application/json", 413),
     ],
 )
-def test_a_body_that_cannot_be_read_is_refused(
-    server: RunningServer, content: bytes, kind: str, status: int
-) -> None:
+def test_a_body_that_cannot_be_read_is_refused(server: RunningServer, content: bytes, kind: str, status: int) -> None:
     url = f"{server.url}/v1/chat/completions"
     response = httpx.post(url, content=content, headers={"content-type": kind})
     assert response.status_code == status
@@ -356,6 +356,27 @@ def test_pages_of_other_origins_and_other_hosts_are_refused(server: RunningServe
     own = httpx.get(url, headers={"origin": server.url})
     assert own.status_code == 200
     assert "access-control-allow-origin" not in own.headers
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (b"nonsense\r\n\r\n", 400, "invalid_http"),
+        (b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 100_000, 400, "invalid_http"),
+        (b"GET /livez HTTP/1.1\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", 431, "headers_too_large"),
+    ],
+)
+def test_what_is_no_http_has_openais_envelope_too(server: RunningServer, raw: bytes, status: int, code: str) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(raw.replace(b"HTTP/1.1\r\nx", b"HTTP/1.1\r\nhost: localhost\r\nx"))
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status}")
+    assert "x-request-id: req_" in head
+    assert json.loads(body)["error"]["code"] == code
 
 
 def test_ordinary_requests_of_openais_client_still_work_with_its_defaults(server: RunningServer) -> None:

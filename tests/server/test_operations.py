@@ -22,7 +22,8 @@ from tunesmith.server.settings import ServerSettings
 from tunesmith.steps.serve import RunningServer, start
 
 HELLO: list[Any] = [{"role": "user", "content": "what does the light mean"}]
-LONG = {"model": "red", "messages": HELLO, "max_tokens": 200, "temperature": 2, "stop": ["\u0000never\u0000"]}
+LONG = {"model": "red", "messages": HELLO, "max_tokens": 200, "temperature": 2, "seed": 3, "n": 8}
+"""Sixteen hundred tokens or less: long enough to look at."""
 
 
 def ask(client: Any, model: str = "red", **more: Any) -> Any:
@@ -59,8 +60,7 @@ def test_a_server_that_is_well_says_so(server: RunningServer) -> None:
 def test_every_promised_metric_is_there(server: RunningServer, client: Any) -> None:
     ask(client, max_tokens=4)
     families = {
-        family.name: family.type
-        for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+        family.name: family.type for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
     }
     expected = {
         **dict.fromkeys(("num_requests_running", "num_requests_waiting", "adapters_loaded"), "gauge"),
@@ -188,14 +188,15 @@ def test_text_is_not_kept_unless_it_was_turned_on(home: Home, tiny_base: Path) -
 @pytest.fixture
 def narrow(home: Home) -> Any:
     """A server with one request's room and a queue of one."""
-    settings = ServerSettings(max_running=8, max_waiting=1, keep_alive_seconds=0.2)
+    settings = ServerSettings(max_running=8, max_waiting=1, keep_alive_seconds=0.2, drain_seconds=0.1)
     with start(home, ["red"], settings=settings) as running:
         yield running
 
 
 def test_a_client_that_leaves_frees_its_place(narrow: RunningServer) -> None:
     with httpx.stream("POST", f"{narrow.url}/v1/chat/completions", json=LONG | {"stream": True}) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         assert samples(narrow.url)["tunesmith_num_requests_running"] == 1
     until(lambda: samples(narrow.url)["tunesmith_num_requests_running"] == 0)
     key = "tunesmith_requests_total{endpoint=/v1/chat/completions,finish_reason=abort,status=200}"
@@ -205,42 +206,34 @@ def test_a_client_that_leaves_frees_its_place(narrow: RunningServer) -> None:
 
 def test_a_client_that_leaves_without_streaming_frees_its_place_too(narrow: RunningServer) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{narrow.url}/v1/chat/completions", json=LONG | {"n": 8}, timeout=0.2)
+        httpx.post(f"{narrow.url}/v1/chat/completions", json=LONG, timeout=0.2)
     until(lambda: samples(narrow.url)["tunesmith_num_requests_running"] == 0, seconds=2)
     assert samples(narrow.url)["tunesmith_generation_tokens_total"] < 8 * 200
 
 
+def occupy(url: str, **more: Any) -> None:
+    """One request that runs, and one that waits."""
+    for gauge in ("running", "waiting"):
+        settings = {"json": LONG | more, "timeout": 60}
+        threading.Thread(target=httpx.post, args=(f"{url}/v1/chat/completions",), kwargs=settings, daemon=True).start()
+        until(lambda gauge=gauge: samples(url)[f"tunesmith_num_requests_{gauge}"] == 1)  # type: ignore[misc]
+
+
 def test_a_full_queue_is_503_with_when_to_come_back(narrow: RunningServer) -> None:
-    url = f"{narrow.url}/v1/chat/completions"
-    body = LONG | {"n": 8}
-    threads = [threading.Thread(target=httpx.post, args=(url,), kwargs={"json": body, "timeout": 60}) for _ in "12"]
-    for number, thread in enumerate(threads):
-        thread.start()
-        gauge = ("tunesmith_num_requests_running", "tunesmith_num_requests_waiting")[number]
-        until(lambda gauge=gauge: samples(narrow.url)[gauge] == 1)  # type: ignore[misc]
-    refused = httpx.post(url, json=body)
+    occupy(narrow.url)
+    refused = httpx.post(f"{narrow.url}/v1/chat/completions", json=LONG)
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "queue_full"
     assert int(refused.headers["retry-after"]) >= 1
     assert "x-should-retry" not in refused.headers
     assert samples(narrow.url)["tunesmith_admission_rejections_total{reason=queue_full}"] == 1
-    for thread in threads:
-        thread.join()
 
 
 def test_the_client_waits_and_tries_again_by_itself(narrow: RunningServer) -> None:
-    body = LONG | {"n": 8, "max_tokens": 60}
-    url = f"{narrow.url}/v1/chat/completions"
-    threads = [threading.Thread(target=httpx.post, args=(url,), kwargs={"json": body, "timeout": 60}) for _ in "12"]
-    for thread in threads:
-        thread.start()
-    until(lambda: samples(narrow.url)["tunesmith_num_requests_waiting"] == 1)
-    answer = narrow.client().with_options(max_retries=20).chat.completions.create(
-        model="red", messages=HELLO, max_tokens=2
-    )
+    occupy(narrow.url, max_tokens=40)
+    client = narrow.client().with_options(max_retries=20)
+    answer = client.chat.completions.create(model="red", messages=HELLO, max_tokens=2)
     assert answer.usage.completion_tokens == 2
-    for thread in threads:
-        thread.join()
 
 
 # Which models are served
@@ -282,7 +275,7 @@ def test_a_version_without_probes_is_refused(tmp_path: Path, register_adapter: C
 
 
 def test_a_wrong_name_is_said_before_anything_is_loaded(home: Home) -> None:
-    with pytest.raises(UserError, match="did you mean|there is no") as caught:
+    with pytest.raises(UserError, match="there is no") as caught:
         start(home, ["rde"])
     assert "red" in caught.value.remedy
     with pytest.raises(UserError, match='no version "red:9"'):
@@ -321,18 +314,18 @@ def test_a_port_in_use_is_said_with_the_remedy(server: RunningServer, home: Home
     assert f"--port {port + 1}" in caught.value.remedy
 
 
-def test_adapters_share_the_tensors_of_their_base(home: Home, tiny_base: Path) -> None:
+def test_adapters_share_the_tensors_of_their_base(home: Home) -> None:
     from tunesmith.models.sharing import SharedBases
 
     with Store.open(home) as store:
         folders = [store.version(reference).model for reference in ("red:1", "red:2", "blue:1")]
     bases = SharedBases()
-    models = [bases.load(str(tiny_base)).model, *(bases.load(folder).model for folder in folders)]
+    models = [bases.load(folder).model for folder in folders]
     places = [
-        {parameter.data_ptr() for name, parameter in model.named_parameters() if "lora" not in name}
-        for model in models
+        {parameter.data_ptr() for name, parameter in model.named_parameters() if "lora" not in name} for model in models
     ]
-    assert all(place == places[0] for place in places)
+    assert places[0] == places[1] == places[2]
+    assert len({model.get_base_model() for model in models}) == 3
 
 
 def test_a_moved_alias_is_followed_and_rolled_back(tmp_path: Path, register_adapter: Callable[..., Version]) -> None:
@@ -390,7 +383,7 @@ def test_a_stopped_server_finishes_what_is_in_flight(home: Home) -> None:
 def test_what_does_not_finish_in_time_ends_with_an_error(home: Home) -> None:
     running = start(home, ["red"], settings=ServerSettings(drain_seconds=0.1))
     client = running.client().with_options(max_retries=0)
-    stream = client.chat.completions.create(**LONG | {"n": 8}, stream=True)
+    stream = client.chat.completions.create(**LONG, stream=True)
     next(stream)
     stopping = threading.Thread(target=running.stop)
     stopping.start()

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.server.errors import ApiError, internal_error
+from tunesmith.server.limits import MAX_HEADER_BYTES
 from tunesmith.server.monitor import Monitor
 
 log = logging.getLogger("tunesmith.server")
@@ -62,7 +63,11 @@ class Boundary:
             self.monitor.count_request(endpoint, status or 499, state["finish_reason"])
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        """A page of another site must not use a server that trusts everybody who can reach it."""
+        """Headers without end; and pages of other sites, for the server trusts everybody who can reach it."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            # h11 has the same limit, but only while headers are incomplete
+            message = f"The headers are larger than {MAX_HEADER_BYTES:,} bytes."
+            return ApiError(431, message, code="headers_too_large", headers={"connection": "close"})
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if not self.hosts:
             return None
@@ -77,7 +82,12 @@ class Boundary:
 
 def allowed_hosts(host: str) -> frozenset[str]:
     """The names under which a server bound to `host` is called: loopback only by loopback names, else any."""
-    return LOOPBACK if host in LOOPBACK else frozenset()
+    return LOOPBACK if is_loopback(host) else frozenset()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    return host in LOOPBACK
 
 
 def _host_name(url: str) -> str:

@@ -218,12 +218,19 @@ class Engine:
         return sum(ticket.num_tokens for ticket in tickets.values())
 
     def _work(self) -> None:
+        try:
+            self._take_turns()
+        finally:  # a bug here must not leave anybody waiting for ever; /readyz then says that the engine has died
+            self._is_stopping = True
+            self._end_all()
+
+    def _take_turns(self) -> None:
         while True:
             with self._changed:
                 while not self._is_stopping and (self._num_pauses or not (self._running or self._waiting)):
                     self._changed.wait()
                 if self._is_stopping:
-                    break
+                    return
                 self._admit()
                 self._is_computing = True
             self._round()
@@ -231,7 +238,6 @@ class Engine:
                 self._is_computing = False
                 if self._num_pauses:
                     self._changed.notify_all()
-        self._end_all()
 
     def _admit(self) -> None:
         while self._waiting:

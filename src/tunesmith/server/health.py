@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from tunesmith.server.errors import ApiError
 from tunesmith.server.service import Service
 
 
@@ -22,7 +23,10 @@ def health_routes(service: Service) -> APIRouter:
         troubles = await run_in_threadpool(service.troubles)
         if not troubles:
             return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "troubles": troubles}, status_code=503)
+        message = "; ".join(f"{part}: {trouble}" for part, trouble in troubles.items())
+        error = ApiError(503, message, code="not_ready", is_final=False)
+        body = {"status": "not ready", "troubles": troubles, **error.body()}
+        return JSONResponse(body, status_code=503, headers={"retry-after": "1"})
 
     @router.get("/metrics")
     async def metrics(request: Request) -> Response:

@@ -10,21 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
+import json
+import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
+import h11
 import psutil
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tunesmith.core.errors import UserError
 from tunesmith.server.engine import Engine
+from tunesmith.server.errors import ApiError
 from tunesmith.server.limits import MAX_HEADER_BYTES
 from tunesmith.server.settings import ServerSettings
 
-log = logging.getLogger("tunesmith.server")
 CLOSE_SECONDS = 5
 """How long the last bytes of answers may take to be sent."""
 
@@ -36,6 +39,28 @@ class Listener(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 whose refusal of what is no HTTP, or has headers without end, has OpenAI's envelope too."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer and close; the app never hears of such a request."""
+        error = ApiError(400, msg.rstrip(".") + "; its headers are malformed or too long.", code="invalid_http")
+        body = json.dumps(error.body()).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", f"req_{secrets.token_hex(12)}".encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Stop:
@@ -77,7 +102,7 @@ def listener_for(app: FastAPI) -> Listener:
     """uvicorn with limits: h11, because only there the size of headers is bounded."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

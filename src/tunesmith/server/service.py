@@ -32,17 +32,18 @@ class Service:
     def troubles(self) -> dict[str, str]:
         """What keeps the server from answering well, by part; empty when it is ready."""
         found = {}
-        if not self.engine.is_open:
-            found["engine"] = "the server is shutting down"
-        elif not self.engine.is_alive:
-            found["engine"] = "the engine has died"
+        if not self.engine.is_alive:
+            found["engine"] = "it has ended"
+        elif not self.engine.is_open:
+            found["engine"] = "it is shutting down"
         if not self.catalog.served:
             found["models"] = "no model is loaded"
         try:
-            self.store.names()
+            self.store.check()
         except UserError as fault:
             found["database"] = fault.message
-        folder = self.store.home.registry
+        registry = self.store.home.registry.absolute()
+        folder = next(path for path in (registry, *registry.parents) if path.is_dir())
         if not os.access(folder, os.W_OK):
             found["disk"] = "the registry cannot be written"
         elif (free := shutil.disk_usage(folder).free) < MIN_FREE_BYTES:

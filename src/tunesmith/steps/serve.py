@@ -166,6 +166,7 @@ class _Server:
     def __init__(self, home: Home, refs: Sequence[str], port: int, settings: ServerSettings | None, emit: Emit) -> None:
         from tunesmith.models.sharing import SharedBases
         from tunesmith.server.app import create_app
+        from tunesmith.server.boundary import is_loopback
         from tunesmith.server.catalog import Catalog
         from tunesmith.server.engine import Engine, Limits
         from tunesmith.server.listener import bind, listener_for
@@ -177,6 +178,9 @@ class _Server:
         self.settings = settings or ServerSettings()
         self.home, self.refs, self.emit = home, tuple(dict.fromkeys(refs)), emit
         self.socket = bind(self.settings.host, port)
+        if not is_loopback(self.settings.host):
+            text = f"anybody who can reach {self.settings.host}:{port} may use this server: it asks for no key"
+            emit(Warning(STEP, "open_to_all", text))
         self.bases = SharedBases()
         self.opened: dict[str, tuple[str, Served]] = {}
         self._refused: set[str] = set()
