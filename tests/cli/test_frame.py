@@ -82,6 +82,18 @@ def test_an_unknown_option_is_a_usage_error() -> None:
     assert done.stderr == "error  No such option: --foo. See: tunesmith train --help [usage]\n"
 
 
+def test_an_unknown_inner_command_suggests_the_nearest() -> None:
+    done = tunesmith("models", "lst")
+    assert done.returncode == 2
+    assert done.stderr == "error  No such command 'lst'. Did you mean 'list'? See: tunesmith models --help [usage]\n"
+
+
+def test_a_group_alone_shows_what_it_has() -> None:
+    done = tunesmith("models")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in frame.GROUPS["models"].split(", "))
+
+
 def test_a_wrong_key_is_one_line_with_place_and_remedy(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("model: tunesmith/base\ndata: {source: rows.jsonl}\ntrain:\n  epoch: 3\n")
     done = tunesmith("train", "r.yaml", cwd=tmp_path)

@@ -137,7 +137,8 @@ def command(name: str) -> Any:
 
 
 def _sentence(message: str) -> str:
-    return message.strip().rstrip(".") + "."
+    message = message.strip()
+    return message if message.endswith((".", "?", "!")) else message + "."
 
 
 def _nothing() -> None:

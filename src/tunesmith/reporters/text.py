@@ -191,7 +191,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) 
     Columns are dropped by importance; among equals the widest text is cut, or else the rightmost column dropped.
     """
     if is_flat(width):
-        return _flat(columns, rows)
+        return _flat(columns, rows, width)
     kept = list(range(len(columns)))
     widths = [max([cell_width(c.title), *(cell_width(row[i]) for row in rows)]) for i, c in enumerate(columns)]
     while (excess := _total(kept, widths, 2) - width) > 0:
@@ -227,14 +227,14 @@ def _cell(text: str, width: int, align: Align) -> str:
     return pad(text if cell_width(text) <= width else shorten(text, width), width, align)
 
 
-def _flat(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+def _flat(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
     blocks = []
     for place, row in enumerate(rows, 1):
         lines = [f"Row {place} of {len(rows)}: {spoken(row[0]).strip()}"]
         for column, cell in list(zip(columns, row, strict=True))[1:]:
             if cell.strip() and cell.strip() != "–" and not column.is_drawing:
                 lines.append(f"{column.title}: {spoken(cell).strip()}" if column.title else spoken(cell).strip())
-        blocks.append("\n".join(lines))
+        blocks.append("\n".join(fold(line, width, 2) for line in lines))
     return "\n\n".join(blocks)
 
 
