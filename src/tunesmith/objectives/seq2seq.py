@@ -18,14 +18,11 @@ class Seq2Seq(Objective):
     task: ClassVar[Task] = "seq2seq"
     accepts: ClassVar[tuple[type[Example], ...]] = (PairExample, ChatExample)
 
-    prefix: str = ""
-    """Text put before every source, as T5 was trained with (`summarize: `)."""
-
     def encode(
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> tuple[Features, ...]:
         source, target = source_and_target(example)
-        source_ids = tokenizer(self.prefix + source, verbose=False)["input_ids"]
+        source_ids = tokenizer(source, verbose=False)["input_ids"]
         whole_target = _with_end(tokenizer(text_target=target, verbose=False)["input_ids"], tokenizer.eos_token_id)
         num_cut = max(0, len(source_ids) - max_length) + max(0, len(whole_target) - max_length)
         target_ids = tuple(whole_target[:max_length])
