@@ -37,7 +37,7 @@ def test_help_lists_every_command_without_heavy_imports() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name, summary in frame.COMMANDS.items():
         assert name in done.stdout
-        assert summary in done.stdout
+        assert summary in " ".join(done.stdout.split())
     for heavy in ("torch", "transformers", "rich", "pydantic", "typer", "yaml"):
         assert f"'{heavy}'" not in done.stderr
 
@@ -91,7 +91,7 @@ def test_an_unknown_inner_command_suggests_the_nearest() -> None:
 def test_a_group_alone_shows_what_it_has() -> None:
     done = tunesmith("models")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in frame.GROUPS["models"].split(", "))
+    assert all(name in done.stdout for name in frame.GROUPS["models"])
 
 
 def test_a_wrong_key_is_one_line_with_place_and_remedy(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_ascii_stream_gets_ascii_and_json_stays_json() -> None:
 
 @pytest.mark.parametrize("width", [100, 80, 60])
 def test_output_keeps_to_the_width(width: int) -> None:
-    for words in (("plugins",), ("plugins", "metrics"), ("plugins", "data")):
+    for words in (("--help",), ("plugins",), ("plugins", "metrics"), ("plugins", "data")):
         lines = tunesmith(*words, COLUMNS=str(width)).stdout.splitlines()
         assert max(map(len, lines)) <= width, words
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.flags import Flags, UsageError, read_flags
 from tunesmith.core.errors import UserError, suggest
-from tunesmith.reporters.text import Output, paint
+from tunesmith.reporters.text import Output, fold, is_flat, pad, paint
 from tunesmith.reporters.third_parties import silence
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ COMMANDS = {
     "doctor": "what is right and wrong with this machine",
 }
 GROUPS = {
-    "data": "check, show, prepare",
-    "models": "list, show, register, promote, rollback",
-    "feedback": "list, export",
+    "data": ("check", "show", "prepare"),
+    "models": ("list", "show", "register", "promote", "rollback"),
+    "feedback": ("list", "export"),
 }
 HELP_FLAGS = {"--help", "-h"}
 
@@ -146,23 +146,36 @@ def _nothing() -> None:
 
 
 def _help_command(name: str, rest: Sequence[str]) -> str:
-    inner = f" {rest[0]}" if name in GROUPS and rest and rest[0] in GROUPS[name].split(", ") else ""
+    inner = f" {rest[0]}" if name in GROUPS and rest and rest[0] in GROUPS[name] else ""
     return f"tunesmith {name}{inner} --help"
 
 
 def _help(width: int) -> str:
-    lines = [
-        "Fine-tune language models on your own data, from the raw file to the served answer.",
-        "",
-        paint("Usage", "bold") + "    tunesmith COMMAND [ARGUMENTS] [KEY=VALUE …]",
-        "",
-        paint("Commands", "bold"),
-    ]
-    lines += [f"  {paint(name, 'cyan')}{' ' * (10 - len(name))} {summary}" for name, summary in COMMANDS.items()]
-    lines += ["", paint("Anywhere", "bold")]
-    lines += [f"  {flag:<28}{text}" for flag, text in Flags.HELP]
-    lines += ["", "tunesmith COMMAND --help tells more, with an example that works. Start with: tunesmith demo"]
-    return "\n".join(lines)
+    usage = "tunesmith COMMAND [ARGUMENTS] [KEY=VALUE …]"
+    commands = [(paint(name, "cyan"), summary) for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            fold("Fine-tune language models on your own data, from the raw file to the served answer.", width),
+            "",
+            f"{paint('Usage', 'bold')}    {usage}",
+            "",
+            paint("Commands", "bold"),
+            *_entries(commands, 12, width),
+            "",
+            paint("Anywhere", "bold"),
+            *_entries(Flags.HELP, 29, width),
+            "",
+            fold("tunesmith COMMAND --help tells more, with an example that works.", width),
+            fold("Start with: tunesmith demo", width),
+        ]
+    )
+
+
+def _entries(pairs: Sequence[tuple[str, str]], edge: int, width: int) -> list[str]:
+    if is_flat(width):
+        return [fold(f"{name}: {text}", width, 2) for name, text in pairs]
+    indent = "\n" + " " * (2 + edge)
+    return [f"  {pad(name, edge)}{fold(text, width - edge - 2)}".replace("\n", indent) for name, text in pairs]
 
 
 def _reader_left() -> int:
