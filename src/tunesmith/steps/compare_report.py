@@ -139,11 +139,8 @@ def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str
 
 
 def _run_name(work: Work, run: RunFolder) -> str:
+    """Where the run lies in the comparison's folder; of a run elsewhere only its name leaves this machine."""
     return str(run.path.relative_to(work.out)) if run.path.is_relative_to(work.out) else run.name
-
-
-def _place(run: RunFolder, out: Path) -> str:
-    return str(run.path.relative_to(out)) if run.path.is_relative_to(out) else str(run.path)
 
 
 def _score_report(score: Score) -> dict[str, Any]:
