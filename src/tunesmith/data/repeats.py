@@ -224,7 +224,8 @@ def _nearest(
                 continue
             common = len(mine & theirs)
             similarity = common / (size + their_size - common)
-            if similarity >= NEAR and (best is None or similarity > best[1]) and _same_class(examples[i], examples[j]):
+            is_better = best is None or (similarity, -j) > (best[1], -best[0])
+            if similarity >= NEAR and is_better and _same_class(examples[i], examples[j]):
                 best = (j, similarity)
     return best
 

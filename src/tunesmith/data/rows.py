@@ -240,7 +240,7 @@ def _read_cells(path: Path, shown: str, delimiter: str) -> Iterator[Item]:
         broken = next((bad.pop(number) for number in range(origin.line, start) if number in bad), None) if bad else None
         if broken is not None:
             yield broken
-        elif not cells:
+        elif not cells or (not header and not any(map(str.strip, cells))):
             continue
         elif not header:
             header = _header(cells, origin)
