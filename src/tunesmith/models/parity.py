@@ -1,0 +1,142 @@
+"""Parity: the served model is the trained one, shown by replaying a dozen probes.
+
+Stored with each model: what was put to it as text, the token ids, the first logits and the greedy answer.
+Replayed in that order, so a mismatch says what changed: the template, the numbers, or only the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from tunesmith.core.records import ChatExample, Example, LabelExample, PairExample, TextExample
+from tunesmith.data.template import render_chat
+from tunesmith.models.load import Loaded
+from tunesmith.models.sample import Sampling, stream
+
+NUM_LOGITS = 8
+"""The likeliest first tokens whose logits are kept."""
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.15}
+"""How far a logit may be off: rounding of another processor or batch, as a share of the largest logit at least 1."""
+MAX_NEW_TOKENS = 48
+MAX_PROMPT_CHARACTERS = 2000
+Stage = Literal["", "prompt", "logits", "text"]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Whether the probes came out as recorded, and otherwise where the first difference is and how large."""
+
+    is_equal: bool
+    stage: Stage = ""
+    message: str = ""
+
+
+def record(loaded: Loaded, examples: Sequence[Example], count: int = 12) -> dict[str, Any]:
+    """Probes of a model: at most `count` of the examples, as JSON values."""
+    return {"format": 1, "precision": loaded.precision, "probes": [_probe(loaded, one) for one in examples[:count]]}
+
+
+def replay(loaded: Loaded, probes: Mapping[str, Any]) -> ParityReport:
+    """Put the recorded probes to a model again; bytes of the prompt first, then logits, then text."""
+    for number, probe in enumerate(probes["probes"], 1):
+        report = _compare(loaded, probe, number)
+        if not report.is_equal:
+            return report
+    return ParityReport(True)
+
+
+def _probe(loaded: Loaded, example: Example) -> dict[str, Any]:
+    question = _question(example)
+    prompt, ids = _encode(loaded, question)
+    logits = _first_logits(loaded, ids)
+    top = logits.topk(min(NUM_LOGITS, len(logits)))
+    return {
+        "question": question,
+        "prompt": prompt,
+        "token_ids": ids,
+        "logits": {str(token): value for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)},
+        "answer": _answer(loaded, ids, logits),
+    }
+
+
+def _compare(loaded: Loaded, probe: Mapping[str, Any], number: int) -> ParityReport:
+    prompt, ids = _encode(loaded, probe["question"])
+    if prompt != probe["prompt"]:
+        at = next((i for i, (a, b) in enumerate(zip(prompt, probe["prompt"], strict=False)) if a != b), len(prompt))
+        shown = f"{prompt[at : at + 20]!r} instead of {probe['prompt'][at : at + 20]!r}"
+        return ParityReport(False, "prompt", f"probe {number}: character {at} is {shown}")
+    if ids != probe["token_ids"]:
+        return ParityReport(False, "prompt", f"probe {number}: the same text became other tokens")
+    logits = _first_logits(loaded, ids)
+    recorded = {int(token): value for token, value in probe["logits"].items()}
+    if max(recorded) >= len(logits):
+        return ParityReport(False, "logits", f"probe {number}: the model has only {len(logits)} outputs")
+    off = max(abs(float(logits[token]) - value) for token, value in recorded.items())
+    scale = max(1.0, *(abs(value) for value in recorded.values()))
+    if not off <= TOLERANCE[loaded.precision] * scale:  # also where it is not a number
+        return ParityReport(
+            False,
+            "logits",
+            f"probe {number}: a first logit is off by {off:.3g} ({TOLERANCE[loaded.precision] * scale:.2g} is allowed)",
+        )
+    answer = _answer(loaded, ids, logits)
+    if answer != probe["answer"]:
+        return ParityReport(False, "text", f"probe {number}: it answers {answer[:60]!r}, not {probe['answer'][:60]!r}")
+    return ParityReport(True)
+
+
+def _question(example: Example) -> Any:
+    """What a probe keeps of an example: messages, a text, or a pair of texts."""
+    if isinstance(example, ChatExample):
+        return {
+            "messages": [message.to_dict() for message in example.prompt],
+            "tools": [dict(t) for t in example.tools],
+        }
+    if isinstance(example, LabelExample):
+        return {"text": example.text, "text_pair": example.text_pair}
+    if isinstance(example, PairExample):
+        return {"text": example.source}
+    assert isinstance(example, TextExample), type(example)
+    return {"text": example.text[:MAX_PROMPT_CHARACTERS]}
+
+
+def _encode(loaded: Loaded, question: Mapping[str, Any]) -> tuple[str, list[int]]:
+    tokenizer = loaded.tokenizer
+    if "messages" in question:
+        from tunesmith.core.records import Message
+
+        messages = [Message(**{**m, "tool_calls": tuple(m.get("tool_calls", ()))}) for m in question["messages"]]
+        if loaded.task == "seq2seq":
+            prompt = "\n".join(message.content for message in messages)
+            return prompt, list(tokenizer(prompt, verbose=False)["input_ids"])
+        prompt = render_chat(tokenizer, messages, tools=question["tools"], add_generation_prompt=True)
+        return prompt, list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+    prompt, pair = question["text"], question.get("text_pair") or None
+    is_causal = loaded.task == "causal"
+    limit = loaded.context - (1 if is_causal else 0)
+    encoded = tokenizer(
+        prompt, pair, add_special_tokens=not is_causal, truncation=True, max_length=limit, verbose=False
+    )
+    return prompt, list(encoded["input_ids"])
+
+
+@torch.inference_mode()
+def _first_logits(loaded: Loaded, ids: Sequence[int]) -> torch.Tensor:
+    """Logits of the first token of the answer, or of the classes, in fp32."""
+    model = loaded.model
+    inputs = {"input_ids": torch.tensor([list(ids)], device=model.device)}
+    if loaded.task == "seq2seq":
+        inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
+    logits: torch.Tensor = model(**inputs).logits[0]
+    return (logits if loaded.task == "classify" else logits[-1]).float().cpu()
+
+
+def _answer(loaded: Loaded, ids: Sequence[int], logits: torch.Tensor) -> str:
+    if loaded.task == "classify":
+        return loaded.labels[int(logits.argmax())]
+    pieces = stream(loaded.model, loaded.tokenizer, ids, Sampling(max_new_tokens=MAX_NEW_TOKENS))
+    return "".join(piece.text for piece in pieces)

@@ -1,0 +1,324 @@
+"""Whatever answers: a model in this process, or one behind an OpenAI-compatible URL.
+
+Everything that can be scored is a predictor, so prompting, retrieval and every fine-tuned model are compared by one
+loop. A predictor sees an example's question only; the reference is copied into the outcome beside the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+import torch
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.records import ChatExample, Example, LabelExample, Message, Outcome, PairExample, TextExample
+from tunesmith.data.pack import bucket
+from tunesmith.data.template import encode_chat, render_chat
+from tunesmith.models.load import Loaded
+from tunesmith.models.logprobs import Likelihood
+from tunesmith.models.sample import Sampling, generate
+from tunesmith.objectives.base import IGNORED, Batch, padded
+from tunesmith.prompting.base import Ask
+from tunesmith.recipe import GenerateSettings
+
+TOKENS_AT_ONCE = 4096
+"""Tokens of one batch of a likelihood or classification pass, padding included."""
+RETRIES = 3
+RETRIED = {429, 500, 502, 503, 504}
+OnProgress = Callable[[int, int], None]
+
+
+class Predictor(Protocol):
+    """Answers examples, in order; each method gives one outcome per example."""
+
+    def answer(
+        self, examples: Sequence[Any], ask: Ask, settings: GenerateSettings, on_progress: OnProgress
+    ) -> list[Outcome]:
+        """Generated answers to conversations or sources."""
+
+    def likelihood(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
+        """How likely the references are, in nats."""
+
+    def classify(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
+        """The likeliest label with the probabilities of all."""
+
+
+class LocalPredictor:
+    """A loaded model. `seconds` of an outcome is its share of its batch's time."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+
+    def answer(
+        self, examples: Sequence[Any], ask: Ask, settings: GenerateSettings, on_progress: OnProgress
+    ) -> list[Outcome]:
+        prompts = [self._prompt(example, ask) for example in examples]
+        tokenizer = self.loaded.tokenizer
+        special = self.loaded.task == "seq2seq"
+        ids = [tokenizer(prompt, add_special_tokens=special, verbose=False)["input_ids"] for prompt in prompts]
+        sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
+        generations = generate(self.loaded.model, tokenizer, ids, sampling, on_progress=on_progress)
+        return [
+            Outcome(
+                origin=str(example.origin),
+                prompt=prompt,
+                answer=generation.text,
+                reference=reference_of(example),
+                fields=example.fields,
+                num_prompt_tokens=len(prompt_ids),
+                num_answer_tokens=len(generation.token_ids),
+                seconds=generation.seconds,
+                finish_reason=generation.finish_reason,
+            )
+            for example, prompt, prompt_ids, generation in zip(examples, prompts, ids, generations, strict=True)
+        ]
+
+    def likelihood(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
+        losses = Likelihood(self.loaded.model, is_causal=self.loaded.task == "causal")
+        pieces = [piece for number, example in enumerate(examples) for piece in self._pieces(number, example)]
+        nats = [0.0] * len(examples)
+        counts = [0] * len(examples)
+        groups = bucket([len(piece.ids) + len(piece.targets) for piece in pieces], TOKENS_AT_ONCE)
+        done = 0
+        for group in groups:
+            chosen = [pieces[place] for place in group]
+            with torch.inference_mode():
+                found = losses(self._batch(chosen))
+            for value, row in zip(found.nats_N.tolist(), found.rows_N.tolist(), strict=True):
+                nats[chosen[row].number] += value
+                counts[chosen[row].number] += 1
+            done += len(group)
+            on_progress(min(done, len(examples)), len(examples))
+        return [
+            Outcome(
+                origin=str(example.origin),
+                reference=reference_of(example),
+                fields=example.fields,
+                nll_nats=nats[number],
+                num_scored_tokens=counts[number],
+            )
+            for number, example in enumerate(examples)
+        ]
+
+    @torch.inference_mode()
+    def classify(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
+        loaded = self.loaded
+        encoded = [self._encode_label(example) for example in examples]
+        found: dict[int, Outcome] = {}
+        for group in bucket([len(one["input_ids"]) for one in encoded], TOKENS_AT_ONCE):
+            started = time.perf_counter()
+            names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded[group[0]]]
+            fillers = {"input_ids": loaded.tokenizer.pad_token_id}
+            inputs = {
+                name: padded([encoded[place][name] for place in group], fillers.get(name, 0)).to(loaded.model.device)
+                for name in names
+            }
+            probabilities = loaded.model(**inputs).logits.float().softmax(-1)
+            seconds = (time.perf_counter() - started) / len(group)
+            for place, row in zip(group, probabilities.tolist(), strict=True):
+                found[place] = self._labelled(examples[place], len(encoded[place]["input_ids"]), row, seconds)
+            on_progress(len(found), len(examples))
+        return [found[place] for place in range(len(examples))]
+
+    def _labelled(self, example: LabelExample, num_tokens: int, row: Sequence[float], seconds: float) -> Outcome:
+        by_label = dict(zip(self.loaded.labels, row, strict=True))
+        return Outcome(
+            origin=str(example.origin),
+            prompt=example.text,
+            answer=max(by_label, key=lambda label: by_label[label]),
+            reference=example.label,
+            fields=example.fields,
+            probabilities=by_label,
+            num_prompt_tokens=num_tokens,
+            seconds=seconds,
+        )
+
+    def _encode_label(self, example: LabelExample) -> Any:
+        return self.loaded.tokenizer(
+            example.text,
+            example.text_pair or None,
+            truncation=True,
+            max_length=self.loaded.card.get("max_length") or self.loaded.context,
+            verbose=False,
+        )
+
+    def _prompt(self, example: Any, ask: Ask) -> str:
+        if isinstance(example, PairExample):
+            return example.source
+        messages: Sequence[Message] = ask(example)
+        if self.loaded.task == "seq2seq":
+            return "\n".join(message.content for message in messages)
+        return render_chat(self.loaded.tokenizer, messages, tools=example.tools, add_generation_prompt=True)
+
+    def _pieces(self, number: int, example: Example) -> Iterator[_Piece]:
+        """What is scored of an example; a long text goes on in the next piece, a chat is scored on its answers."""
+        tokenizer, context = self.loaded.tokenizer, self.loaded.context
+        if self.loaded.task == "seq2seq":
+            source, target = _source_and_target(example)
+            target_ids = tokenizer(text_target=target, verbose=False)["input_ids"]
+            if tokenizer.eos_token_id is not None and target_ids[-1:] != [tokenizer.eos_token_id]:
+                target_ids = [*target_ids, tokenizer.eos_token_id]
+            yield _Piece(number, tokenizer(source, verbose=False)["input_ids"][:context], target_ids[:context])
+        elif isinstance(example, ChatExample):
+            chat = encode_chat(tokenizer, example.messages, tools=example.tools, max_length=context)
+            labels = [token if on else IGNORED for token, on in zip(chat.input_ids, chat.is_trained, strict=True)]
+            yield _Piece(number, chat.input_ids, (IGNORED, *labels[1:]))
+        else:
+            assert isinstance(example, TextExample), type(example)
+            ids = tokenizer(example.text, add_special_tokens=False, verbose=False)["input_ids"]
+            before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+            after = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+            ids = [*before, *ids, *after]
+            for start in range(0, max(1, len(ids) - 1), context - 1):
+                piece = ids[start : start + context]
+                yield _Piece(number, piece, (IGNORED, *piece[1:]))
+
+    def _batch(self, pieces: Sequence[_Piece]) -> Batch:
+        device = self.loaded.model.device
+        tensors = {
+            "input_ids": padded([piece.ids for piece in pieces], self.loaded.tokenizer.pad_token_id),
+            "attention_mask": padded([(1,) * len(piece.ids) for piece in pieces], 0),
+            "labels": padded([piece.targets for piece in pieces], IGNORED),
+        }
+        if self.loaded.task == "seq2seq":
+            start = self.loaded.model.config.decoder_start_token_id
+            inputs = [(start, *piece.targets[:-1]) for piece in pieces]
+            tensors["decoder_input_ids"] = padded(inputs, self.loaded.tokenizer.pad_token_id)
+            tensors["decoder_attention_mask"] = padded([(1,) * len(ids) for ids in inputs], 0)
+        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return Batch(moved, float(sum(target != IGNORED for piece in pieces for target in piece.targets)))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens that go through the model, and what is scored: labels of the same length, or a target (seq2seq)."""
+
+    number: int
+    ids: Sequence[int]
+    targets: Sequence[int]
+
+
+class RemotePredictor:
+    """A model behind an OpenAI-compatible URL (up to `/v1`), asked for one chat completion at a time."""
+
+    def __init__(self, base_url: str, model: str, api_key: str = "", *, timeout_seconds: float = 120.0) -> None:
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.model = model
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.timeout_seconds = timeout_seconds
+
+    def answer(
+        self, examples: Sequence[Any], ask: Ask, settings: GenerateSettings, on_progress: OnProgress
+    ) -> list[Outcome]:
+        outcomes = []
+        with httpx.Client(timeout=self.timeout_seconds, headers=self.headers) as client:
+            for example in examples:
+                outcomes.append(self._one(client, example, ask, settings))
+                on_progress(len(outcomes), len(examples))
+        return outcomes
+
+    def likelihood(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
+        raise UserError(
+            "a model behind a URL does not say how likely an answer is.",
+            code="metric_unfit",
+            where=self.url,
+            remedy="Choose metrics of answers, such as exact_match or rouge.",
+        )
+
+    def classify(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
+        raise UserError(
+            "a model behind a URL answers in words; it has no head for classes.",
+            code="metric_unfit",
+            where=self.url,
+            remedy="Put the labels into the question, and score exact_match.",
+        )
+
+    def _one(self, client: httpx.Client, example: Any, ask: Ask, settings: GenerateSettings) -> Outcome:
+        if isinstance(example, PairExample):
+            messages: Sequence[Message] = (Message("user", example.source),)
+        else:
+            messages = ask(example)
+        body = {
+            "model": self.model,
+            "messages": [message.to_dict() for message in messages],
+            "max_tokens": settings.max_new_tokens,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+        }
+        started = time.perf_counter()
+        reply = self._post(client, body)
+        seconds = time.perf_counter() - started
+        try:
+            choice = reply["choices"][0]
+            answer = choice["message"]["content"] or ""
+        except (KeyError, IndexError, TypeError):
+            raise self._fault(f"it answered something that is no chat completion: {str(reply)[:200]}") from None
+        usage = reply.get("usage") or {}
+        return Outcome(
+            origin=str(example.origin),
+            prompt="\n".join(message.content for message in messages),
+            answer=answer,
+            reference=reference_of(example),
+            fields=example.fields,
+            num_prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            num_answer_tokens=int(usage.get("completion_tokens") or 0),
+            seconds=seconds,
+            finish_reason=choice.get("finish_reason") or "",
+        )
+
+    def _post(self, client: httpx.Client, body: Mapping[str, Any]) -> dict[str, Any]:
+        for attempt in range(RETRIES + 1):
+            try:
+                response = client.post(self.url, json=body)
+            except httpx.HTTPError as fault:
+                if attempt == RETRIES:
+                    raise self._fault(f"it cannot be reached ({fault})") from None
+                time.sleep(2**attempt / 2)
+                continue
+            if response.status_code in RETRIED and attempt < RETRIES:
+                time.sleep(_wait(response, attempt))
+                continue
+            if response.is_error:
+                raise self._fault(f"it answered {response.status_code}: {response.text[:200]}")
+            try:
+                reply: dict[str, Any] = response.json()
+            except ValueError:
+                raise self._fault("its answer is not JSON") from None
+            return reply
+        raise AssertionError("the last attempt returns or raises")
+
+    def _fault(self, what: str) -> UserError:
+        return UserError(
+            f"the server gave no answer: {what}.",
+            code="no_answer",
+            where=self.url,
+            remedy="Check the address (up to /v1), the model's name and the key.",
+        )
+
+
+def reference_of(example: Example) -> str:
+    """The answer that the row has."""
+    if isinstance(example, ChatExample):
+        return example.answer
+    if isinstance(example, PairExample):
+        return example.target
+    return example.label if isinstance(example, LabelExample) else ""
+
+
+def _source_and_target(example: Example) -> tuple[str, str]:
+    if isinstance(example, PairExample):
+        return example.source, example.target
+    assert isinstance(example, ChatExample), type(example)
+    return "\n".join(message.content for message in example.prompt), example.answer
+
+
+def _wait(response: httpx.Response, attempt: int) -> float:
+    """Seconds until the next attempt: what the server asks for, at most 30."""
+    try:
+        return min(30.0, float(str(response.headers["retry-after"])))
+    except (KeyError, ValueError):
+        return 2**attempt / 2
