@@ -142,7 +142,7 @@ def _check_text(report: CheckReport, width: int) -> str:
         blocks.append(_token_lines(report, width))
     if report.preview:
         name = report.preview_origin.rpartition(":")[2]
-        title = f"line {name}, as it is trained: [underlined in brackets] is learnt, the rest is context"
+        title = f"line {name} as it is trained: [underlined in brackets] is learnt, the rest context"
         blocks.append(title + "\n" + _indented(_drawn(report.preview, has_brackets=True)))
     last = [f"{count(report.num_usable)} of {count(report.num_rows)} rows can be trained on."]
     if report.repaired:
@@ -193,8 +193,9 @@ def _token_lines(report: CheckReport, width: int) -> str:
     learnt = f"{count(report.num_trained)} of {count(report.num_tokens)} ({share:.0f} %)"
     ends = f"{count(report.num_with_end)} of {count(measured)}"
     ends = f"the end is trained in {ends} rows" if width >= WIDE else f"end trained: {ends}"
+    spread = f"tokens per row     {sizes} · longest {count(lengths.longest)}"
     lines = [
-        f"tokens per row     {sizes} · longest {count(lengths.longest)}   {bars}",
+        f"{spread}   {bars}" if cell_width(spread) + 3 + len(bars) <= width else spread,
         f"trained tokens     {learnt} · {ends}",
     ]
     if measured < report.num_usable:

@@ -296,7 +296,7 @@ def prepare(settings: DataSettings, out: Path, *, seed: int, emit: Emit = silent
     card = {**data.card(), "format": kind, "read_as": data.format_name, "settings": _recorded(settings)}
     sides = {"train": data.train, "validation": data.validation, "test": data.test}
     files = {f"{side}.jsonl": jsonl(map(row_of, examples)) for side, examples in sides.items() if examples}
-    files |= {CARD: json.dumps(card, indent=2, ensure_ascii=False) + "\n", "README.md": _card_in_words(out.name, card)}
+    files |= {CARD: json.dumps(card, indent=2, ensure_ascii=False) + "\n", "README.md": _card_in_words(card)}
     if out.exists():
         _require_same(out, files)
     else:
@@ -486,10 +486,10 @@ def _recorded(settings: DataSettings) -> dict[str, Any]:
     return values
 
 
-def _card_in_words(name: str, card: Mapping[str, Any]) -> str:
+def _card_in_words(card: Mapping[str, Any]) -> str:
     rows = card["rows"]
     lines = [
-        f"# {name}",
+        "# Data card",
         "",
         f"{rows['train']:,} training, {rows['validation']:,} validation and {rows['test']:,} test rows "
         f"({card['format']}; read as {card['read_as']}), made by `tunesmith data prepare` with seed {card['seed']}.",
