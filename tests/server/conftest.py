@@ -97,8 +97,8 @@ def write_adapter(folder: Path, base: Path, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     method.save(model, folder)
     loaded.tokenizer.save_pretrained(folder)
     card = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Warning
@@ -152,12 +152,13 @@ class Served:
 
         text = render_chat(self.loaded.tokenizer, messages, add_generation_prompt=True)
         with self._lock:
-            return list(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return list(self.loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_text(self, text: str) -> list[int]:
-        """A plain prompt's tokens."""
+        """A plain prompt's tokens; a decoder that was trained here saw texts without special tokens before them."""
+        has_special = not (self.loaded.card and self.can_chat)
         with self._lock:
-            return list(self.loaded.tokenizer(text)["input_ids"])
+            return list(self.loaded.tokenizer(text, add_special_tokens=has_special, verbose=False)["input_ids"])
 
     def text_of(self, prompt: str | Sequence[int]) -> str:
         """A prompt as text."""
@@ -278,8 +279,8 @@ def _model_folder(source: Source) -> Path | None:
 
 
 def _replay(source: Source, folder: Path | None, loaded: Loaded, emit: Emit, step: str) -> None:
-    file = folder / PROBES if folder else None
-    if file is None or not file.is_file():
+    probes = _read_probes(folder, source.reference)
+    if not probes.get("probes"):
         if source.version is not None:
             raise UserError(
                 "the version has no probes, so it cannot be shown to answer as it was trained to.",
@@ -291,14 +292,27 @@ def _replay(source: Source, folder: Path | None, loaded: Loaded, emit: Emit, ste
         return
     from tunesmith.models.parity import replay
 
-    report = replay(loaded, json.loads(file.read_text(encoding="utf-8")))
+    report = replay(loaded, probes)
     if not report.is_equal:
         raise UserError(
-            f"the model does not answer as it was trained to; its {report.stage} differs: {report.message}",
+            f"the model does not answer as it was trained to; it differs in the {report.stage}: {report.message}.",
             code="parity",
             where=source.reference,
             remedy="Serve an earlier version, or train again; compare `environment.json` with this machine's packages.",
         )
+
+
+def _read_probes(folder: Path | None, reference: str) -> dict[str, Any]:
+    file = folder / PROBES if folder else None
+    if file is None or not file.is_file():
+        return {}
+    try:
+        probes = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        probes = None
+    if not isinstance(probes, dict):
+        raise UserError(f"its {PROBES} cannot be read.", code="damaged", where=reference, remedy="Make it again.")
+    return probes
 
 
 def _at(fault: UserError, where: str) -> UserError:
