@@ -276,7 +276,7 @@ def test_a_template_that_reaches_for_internals_is_stopped(base: Any, template: s
 
 
 def test_a_template_that_never_ends_is_stopped(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.data.template.RENDER_SECONDS", 0.5)
+    monkeypatch.setattr("tunesmith.data.render.RENDER_SECONDS", 0.5)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% if j < 0 %}x{% endif %}{% endfor %}{% endfor %}"
     began = time.monotonic()
     with pytest.raises(UserError, match="did not end") as fault:
