@@ -13,7 +13,8 @@ import pytest
 from tunesmith.core.errors import UserError
 from tunesmith.data.json_text import JsonFault, parse_json
 from tunesmith.data.lines import MAX_LINE_BYTES, Fault
-from tunesmith.data.rows import PIECE_CHARACTERS, RawRow, read_rows, split_long
+from tunesmith.data.pieces import PIECE_CHARACTERS, split_long
+from tunesmith.data.rows import RawRow, read_rows
 
 SUITE = Path(__file__).parents[2].parent / "shared" / "data" / "json-test-suite" / "test_parsing"
 SUITE_FILES = sorted(SUITE.glob("*.json")) if SUITE.is_dir() else []
@@ -210,9 +211,10 @@ def test_a_truncated_gzip_says_so_and_keeps_what_came_before(write: Write) -> No
     assert len(found) > 1000
 
 
-def test_a_gzip_bomb_is_refused(write: Write) -> None:
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+def test_a_gzip_bomb_is_refused(write: Write, name: str) -> None:
     line = b'{"a": "' + b"0" * 1_000_000 + b'"}\n'
-    assert refusal(write("a.jsonl.gz", line * 200)).code == "gzip_bomb"
+    assert refusal(write(name, line * 200)).code == "gzip_bomb"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, "[" * 101 + "]" * 101])

@@ -12,7 +12,8 @@ from pathlib import Path
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import Origin, Passage
 from tunesmith.data.lines import Fault, read_lines
-from tunesmith.data.rows import row_files, split_long
+from tunesmith.data.pieces import split_long
+from tunesmith.data.rows import row_files
 
 MAX_WORDS = 120
 _HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*$")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from tunesmith.core.errors import UserError, suggest
 from tunesmith.core.records import Origin
@@ -39,6 +39,18 @@ class Fault:
         """The fault as the error that stops a run."""
         remedy = f"{self.remedy[:1].upper()}{self.remedy[1:]}." if self.remedy else ""
         return UserError(f"{self.message}.", code=self.code, where=str(self.origin), remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as its file has it."""
+
+    values: Mapping[str, Any]
+    origin: Origin
+
+
+Item = RawRow | Fault
+"""What a reader gives, in the order of the file."""
 
 
 def read_lines(path: Path, shown: str) -> Iterator[tuple[int, str] | Fault]:
@@ -82,9 +94,10 @@ def read_whole(path: Path, shown: str) -> str | Fault:
     """
     try:
         with open_binary(path, shown) as file:
-            raw = file.read(MAX_WHOLE_BYTES + 1)
+            raw = file.read(_most_bytes(path) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         return _broken_gzip(Origin(shown, 1))
+    _refuse_bomb(path, len(raw), shown)
     if len(raw) > MAX_WHOLE_BYTES:
         raise UserError(
             "the file is larger than 2 GiB and must be read at once.",
@@ -92,7 +105,6 @@ def read_whole(path: Path, shown: str) -> str | Fault:
             where=shown,
             remedy="Write one object per line into a .jsonl file.",
         )
-    _refuse_bomb(path, len(raw), shown)
     raw = _without_bom(raw, shown)
     try:
         return raw.decode("utf-8")
@@ -170,6 +182,13 @@ def _broken_gzip(origin: Origin) -> Fault:
     return Fault(
         origin, "broken_gzip", "the gzip file is damaged or cut off here; what follows is lost", "copy the file again"
     )
+
+
+def _most_bytes(path: Path) -> int:
+    """As much as is ever read at once: of a gzip file no more than shows that it is a bomb."""
+    if path.suffix != ".gz":
+        return MAX_WHOLE_BYTES
+    return min(MAX_WHOLE_BYTES, max(GZIP_FREE_BYTES, path.stat().st_size * MAX_GZIP_RATIO))
 
 
 def _refuse_bomb(path: Path, unpacked: int, shown: str) -> None:

@@ -1,38 +1,25 @@
 """Read rows of any file and keep where each came from: JSONL, JSON, CSV, TSV, Parquet, text; gzipped; folders.
 
-A text file (.txt, .md) is read in pieces of whole lines of up to 1,500 characters, cut at blank lines where there is
-one and at sentence ends where a line is longer: so nothing of a long document is lost to the model's context.
+What a suffix means is in `_READERS`; an unknown one is refused.
 """
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import Origin
+from tunesmith.data.cells import read_csv, read_tsv
 from tunesmith.data.json_text import JsonFault, elements, parse_at, parse_json, skip_space
-from tunesmith.data.lines import MAX_LINE_BYTES, Fault, missing_file, read_lines, read_whole
+from tunesmith.data.lines import Fault, Item, RawRow, missing_file, read_lines, read_whole
+from tunesmith.data.pieces import read_text
 
-PIECE_CHARACTERS = 1500
+__all__ = ["Fault", "Item", "RawRow", "read_rows", "row_files"]
+
 NOT_ROWS = {"manifest.json", "card.json", "README.md", "LICENSE.md", "LICENSE.txt"}
 """Files of a folder that are about its rows."""
-_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+")
-
-
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """One row as its file has it."""
-
-    values: Mapping[str, Any]
-    origin: Origin
-
-
-Item = RawRow | Fault
 
 
 def read_rows(path: str | Path, *, on_fault: Literal["stop", "skip"] = "stop") -> Iterator[Item]:
@@ -206,83 +193,6 @@ def _json_fault(text: str, fault: JsonFault, shown: str) -> Fault:
     return Fault(Origin(shown, line), fault.code, f"{fault.message}; what follows was not read", remedy)
 
 
-def _read_csv(path: Path, shown: str) -> Iterator[Item]:
-    return _read_cells(path, shown, "")
-
-
-def _read_tsv(path: Path, shown: str) -> Iterator[Item]:
-    return _read_cells(path, shown, "\t")
-
-
-def _read_cells(path: Path, shown: str, delimiter: str) -> Iterator[Item]:
-    """Rows of cells under a header; a quoted cell may hold line breaks, the row's line is where it starts."""
-    csv.field_size_limit(MAX_LINE_BYTES)  # the module keeps this for the whole process
-    bad: dict[int, Fault] = {}
-    lines = _feed(read_lines(path, shown), bad, shown)
-    first = next(lines, None)
-    if first is None:
-        return
-    if not delimiter:
-        delimiter = next((mark for mark in (",", ";", "\t") if mark in first), ",")
-    reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    start = 1
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as fault:
-            yield _bad_cells(Origin(shown, start), fault)
-            start = reader.line_num + 1
-            continue
-        origin, start = Origin(shown, start), reader.line_num + 1
-        broken = next((bad.pop(number) for number in range(origin.line, start) if number in bad), None) if bad else None
-        if broken is not None:
-            yield broken
-        elif not cells or (not header and not any(map(str.strip, cells))):
-            continue
-        elif not header:
-            header = _header(cells, origin)
-        elif len(cells) != len(header):
-            message = f"the row has {len(cells)} cells, the header {len(header)}"
-            yield Fault(origin, "wrong_columns", message, "mend the row's separators or quotes")
-        else:
-            yield RawRow(dict(zip(header, cells, strict=True)), origin)
-
-
-def _feed(lines: Iterator[tuple[int, str] | Fault], bad: dict[int, Fault], shown: str) -> Iterator[str]:
-    for line in lines:
-        if isinstance(line, Fault):
-            bad[line.origin.line] = line
-            yield "?\n"
-            continue
-        number, text = line
-        if "\0" in text:
-            bad[number] = Fault(Origin(shown, number), "nul_byte", "the row holds a NUL byte", "delete the byte")
-        yield text + "\n"
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _header(cells: list[str], origin: Origin) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None or "" in names:
-        what = f'the column "{double}" occurs twice' if double else "a column has no name"
-        raise UserError(f"{what}.", code="bad_header", where=str(origin), remedy="Give each column its own name.")
-    return names
-
-
-def _bad_cells(origin: Origin, fault: csv.Error) -> Fault:
-    if "unexpected end" in str(fault) or "field limit" in str(fault):
-        return Fault(origin, "open_quote", 'a quote (") is opened here and never closed', "close it, or double it")
-    return Fault(origin, "bad_cells", f"the cells cannot be told apart: {fault}", 'double each " inside a quoted cell')
-
-
 def _read_parquet(path: Path, shown: str) -> Iterator[Item]:
     try:
         import pyarrow
@@ -306,76 +216,13 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Item]:
         yield Fault(Origin(shown, number + 1), "bad_parquet", f"not readable as Parquet: {reason}", "write it again")
 
 
-def _read_text(path: Path, shown: str) -> Iterator[Item]:
-    """Pieces of up to 1,500 characters; a line that cannot be read ends its piece."""
-    held: list[tuple[int, str]] = []
-    size = 0
-    for line in read_lines(path, shown):
-        if isinstance(line, Fault):
-            yield from _pieces(held, shown)
-            held, size = [], 0
-            yield line
-            continue
-        if "\0" in line[1]:
-            yield Fault(Origin(shown, line[0]), "nul_byte", "the line holds a NUL byte", "delete the byte")
-            continue
-        if held and size + len(line[1]) > PIECE_CHARACTERS:
-            cut = _last_blank(held)
-            yield from _pieces(held[:cut], shown)
-            held = held[cut:]
-            size = sum(len(text) + 1 for _, text in held)
-        held.append(line)
-        size += len(line[1]) + 1
-    yield from _pieces(held, shown)
-
-
-def _last_blank(held: list[tuple[int, str]]) -> int:
-    """After the last blank line in the second half of what is held, else after all of it."""
-    blanks = (i + 1 for i in range(len(held) - 1, len(held) // 2 - 1, -1) if not held[i][1].strip())
-    return next(blanks, len(held))
-
-
-def _pieces(held: list[tuple[int, str]], shown: str) -> Iterator[RawRow]:
-    text = "\n".join(text for _, text in held).strip("\n")
-    if not text.strip():
-        return
-    number = next(number for number, line in held if line)
-    for piece in split_long(text, PIECE_CHARACTERS):
-        yield RawRow({"text": piece}, Origin(shown, number))
-
-
-def split_long(text: str, size: int) -> list[str]:
-    """The text in pieces of at most `size` characters: whole sentences, else whole words, else cut."""
-    if len(text) <= size:
-        return [text]
-    pieces, current = [], ""
-    for sentence in _SENTENCE.split(text):
-        for part in _short_parts(sentence, size):
-            if current and len(current) + 1 + len(part) > size:
-                pieces.append(current)
-                current = part
-            else:
-                current = f"{current} {part}" if current else part
-    return [*pieces, current] if current else pieces
-
-
-def _short_parts(sentence: str, size: int) -> Iterator[str]:
-    while len(sentence) > size:
-        cut = sentence.rfind(" ", 1, size + 1)
-        cut = cut if cut > 0 else size
-        yield sentence[:cut].rstrip()
-        sentence = sentence[cut:].lstrip()
-    if sentence:
-        yield sentence
-
-
 _READERS: dict[str, Callable[[Path, str], Iterator[Item]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
     ".parquet": _read_parquet,
-    ".txt": _read_text,
-    ".md": _read_text,
+    ".txt": read_text,
+    ".md": read_text,
 }
