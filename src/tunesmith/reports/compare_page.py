@@ -195,7 +195,7 @@ def _method(report: Report) -> str:
             "95 %. Rates: Wilson; differences of rates on the same rows: Newcombe; everything else: bootstrap (BCa), "
             "paired by row for differences.",
         ),
-        ("Seconds per answer", "one question at a time after one to warm up, mean of 12 spread over the rows"),
+        ("Seconds per answer", "one question at a time after one to warm up, mean of up to 12 spread over the rows"),
         (
             "Memory",
             "peak of the process (on a GPU: of its memory), libraries included, reset before each row; "

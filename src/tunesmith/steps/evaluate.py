@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NUM_TIMED = 12
 """Rows that are answered one by one for the latency; more would cost more time than they add certainty."""
+LEAST_TIMED, SECONDS_TIMED = 3, 15.0
+"""After so many seconds the clock stops early, but not before so many rows."""
 DEFAULTS = {
     "clm": ("perplexity",),
     "sft": ("perplexity", "exact_match", "rouge"),
@@ -208,9 +210,12 @@ class _Passes:
         rows = spread(self.examples, num_timed)
         self._pass(need, rows[:1], _nothing)  # the first of a shape is slower
         started = time.perf_counter()
-        for row in rows:
+        for count, row in enumerate(rows, 1):
             self._pass(need, [row], _nothing)
-        return (time.perf_counter() - started) / len(rows)
+            seconds = time.perf_counter() - started
+            if count >= LEAST_TIMED and seconds > SECONDS_TIMED:
+                break
+        return seconds / count
 
     def _pass(self, need: str, examples: Sequence[Any], on_progress: Callable[[int, int], None]) -> list[Outcome]:
         if need == "answers":
