@@ -124,6 +124,27 @@ def test_jsonl_is_one_object_per_event_with_its_type() -> None:
     assert records[-1]["values"] == {"loss": "nan"}
 
 
+@pytest.mark.parametrize("kind", ["lines", "live"])
+def test_a_signal_in_the_middle_of_a_write_is_drawn_next(kind: str) -> None:
+    class Interrupting(Stream):
+        """A stream that is interrupted, once, while it writes; the handler emits."""
+
+        is_done = False
+
+        def write(self, text: str) -> int:
+            if not self.is_done:
+                self.is_done = True
+                reporter(Warning("train", "stopping", "finishing step 3, then saving"))
+            return super().write(text)
+
+    stream = Interrupting(is_terminal=kind == "live")
+    output = Output(stream, environ=TERMINAL)
+    reporter = Lines(output) if kind == "lines" else Live(output)
+    with reporter:
+        reporter(Started("train", title="begins", values={"run": "begins"}))
+    assert stream.text().index("begins") < stream.text().index("finishing step 3")
+
+
 def test_quiet_writes_warnings_only() -> None:
     stream = Stream()
     play(Quiet(Output(stream, environ={})), [*training(), training_end()])

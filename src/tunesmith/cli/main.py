@@ -99,15 +99,17 @@ def _call(name: str, rest: list[str], session: Session) -> int:
 
     typed = command(name)
     usage: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this version of typer keeps it
-    try:
-        with session.emit:
-            code = typed.main(rest, prog_name=f"tunesmith {name}", standalone_mode=False, obj=session)
+    try:  # not `typed.main`, which would swallow an interruption and say nothing
+        with session.emit, typed.make_context(f"tunesmith {name}", rest, obj=session) as context:
+            typed.invoke(context)
     except usage as fault:
         message = _sentence(getattr(fault, "format_message", fault.__str__)())
         raise UsageError(message, code="usage", remedy=f"See: {_help_command(name, rest)}") from None
     except typer.Abort:
         raise KeyboardInterrupt from None
-    return code if isinstance(code, int) else DONE
+    except typer.Exit as end:
+        return int(end.exit_code)
+    return DONE
 
 
 def command(name: str) -> Any:

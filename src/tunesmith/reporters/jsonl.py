@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -18,16 +17,15 @@ class JsonLines(Reporter):
     """Writes every event, unthrottled."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        super().__init__()
         self._stream = stream
         self._clock = clock
-        self._lock = threading.Lock()
 
-    def __call__(self, event: Event) -> None:
+    def draw(self, event: Event) -> None:
         record = {"type": type(event).__name__.lower(), "at_utc": self._clock().isoformat(timespec="milliseconds")}
         line = json.dumps({**record, **to_dict(event)}, allow_nan=False)
-        with self._lock:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
 
 def to_dict(event: Event) -> dict[str, Any]:

@@ -30,10 +30,10 @@ class Lines(Reporter):
         clock: Callable[[], float] = time.monotonic,
         utc: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        super().__init__()
         self._output = output
         self._clock = clock
         self._utc = utc
-        self._lock = threading.Lock()
         self._last_line = self._last_progress = self._began = clock()
         self._step = ""
         self._stopped = threading.Event()
@@ -48,7 +48,7 @@ class Lines(Reporter):
         self._stopped.set()
         self._heart = None
 
-    def __call__(self, event: Event) -> None:
+    def draw(self, event: Event) -> None:
         self._note(event)
         if self._heart is None:
             self._stopped.clear()
@@ -79,7 +79,7 @@ class Lines(Reporter):
 
     def _line(self, verb: str, values: Mapping[str, Value]) -> None:
         text = " ".join(f"{key}={value_text(value)}" for key, value in values.items() if value not in (None, ""))
-        with self._lock:
+        with self._drawing:
             self._output.write(f"{self._utc():%H:%M:%SZ} {verb} {text}".rstrip())
             self._last_line = self._clock()
 

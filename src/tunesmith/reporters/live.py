@@ -28,12 +28,13 @@ class Live(Reporter):
     """Held by whoever draws at the bottom; a second reporter only scrolls."""
 
     def __init__(self, output: Output) -> None:
+        super().__init__()
         self._output = output
         self._story = Story(lambda: output.width)
         self._lock = threading.RLock()
         self._live: RichLive | None = None
 
-    def __call__(self, event: Event) -> None:
+    def draw(self, event: Event) -> None:
         with self._lock:
             lines = self._story.tell(event)
             is_idle = self._story.is_idle

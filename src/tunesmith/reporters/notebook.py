@@ -32,6 +32,7 @@ class Notebook(Reporter):
         show: Callable[[dict[str, str], str, bool], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__()
         self._show = show or show_in_ipython
         self._clock = clock
         self._begin()
@@ -44,7 +45,7 @@ class Notebook(Reporter):
         self._is_shown = False
         self._last = float("-inf")
 
-    def __call__(self, event: Event) -> None:
+    def draw(self, event: Event) -> None:
         if self._story.is_idle and self._is_shown:
             self._begin()
         is_outermost = self._story.depth <= (0 if isinstance(event, Started) else 1)

@@ -11,9 +11,10 @@ class Quiet(Reporter):
     """Writes a line for each warning."""
 
     def __init__(self, output: Output) -> None:
+        super().__init__()
         self._output = output
 
-    def __call__(self, event: Event) -> None:
+    def draw(self, event: Event) -> None:
         if isinstance(event, Warning):
             self._output.write(paint("!", "yellow") + f" {event.message}")
         elif isinstance(event, Finding):

@@ -1,0 +1,98 @@
+"""`tunesmith train` for real on a tiny model: what goes to which stream, and that Ctrl-C leaves a run to resume."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tunesmith.models.tiny import write_tiny
+
+COMMAND = [sys.executable, "-m", "tunesmith"]
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, rows and a recipe."""
+    folder = tmp_path_factory.mktemp("train")
+    write_tiny(folder / "tiny", "llama")
+    rows = [{"question": f"what does light {n} mean", "answer": "the tank is empty"} for n in range(30)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "small.yaml").write_text(
+        "model: tiny\ndata: {source: rows.jsonl}\nmethod: {name: lora, rank: 2}\nevaluate: exact_match\n"
+        "train: {steps: 4, tokens_per_step: 128, micro_tokens: 128, validations: 2}\ngenerate: {max_new_tokens: 3}\n"
+    )
+    return folder
+
+
+def train(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "train", *words], cwd=place, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def test_stdout_is_the_run_and_stderr_what_happened(place: Path) -> None:
+    done = train(place, "small.yaml")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"runs/small-\d+\n", done.stdout)
+    assert (place / done.stdout.strip() / "model").is_dir()
+    lines = done.stderr.splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\dZ ", line) for line in lines), "nobody else's bar or warning"
+    assert any(re.search(r" train start run=runs/small-\d+ steps=4 ", line) for line in lines)
+    assert any(re.search(r" train step=2 of=4 train_loss=\S+ validation_loss=\S+ ", line) for line in lines)
+    assert " train done seconds=" in lines[-1]
+
+
+def test_json_is_one_line_with_the_promised_keys(place: Path) -> None:
+    done = train(place, "small.yaml", "train.steps=2", "--json", "--quiet")
+    assert done.stderr == ""
+    value = json.loads(done.stdout)
+    assert set(value) == {"run", "steps", "tokens_per_second", "loss"}
+    assert (value["steps"], done.stdout.count("\n")) == (2, 1)
+    assert value["loss"] > 0
+
+
+def test_events_are_json_lines_on_stderr(place: Path) -> None:
+    done = train(place, "small.yaml", "train.steps=2", "--events", "jsonl")
+    kinds = [json.loads(line)["type"] for line in done.stderr.splitlines()]
+    assert {"started", "progress", "metric", "saved", "finished"} <= set(kinds)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(place: Path) -> None:
+    words = ["train", "small.yaml", f"train.steps={STEPS}", "name=long", "train.patience=0"]
+    process = subprocess.Popen([*COMMAND, *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = place / "runs" / "long-1" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not metrics.is_file() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert metrics.is_file(), "the training begins within two minutes"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "resume   tunesmith train --resume runs/long-1" in err
+    assert json.loads((place / "runs" / "long-1" / "state.json").read_text())["state"] == "stopped"
+    done = train(place, "--resume", "runs/long-1", "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == STEPS
+
+
+def test_a_run_that_is_not_there_is_named(place: Path) -> None:
+    done = train(place, "--resume", "runs/nothing")
+    assert done.returncode == 1
+    assert done.stderr.startswith('error  "runs/nothing" is not a run folder')
+
+
+def test_an_unwritable_home_is_one_line(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = train(place, "small.yaml", "--home", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert done.stderr == f"error  {tmp_path / 'file'}: the home must be a folder. Name a folder. [bad_home]\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
