@@ -53,7 +53,9 @@ class LoRA(Method):
 
         names = self._target_names(model)
         kinds = {isinstance(model.get_submodule(name), Conv1D) for name in names}
-        heads = list(head_modules(model)) if is_classifier(model) else []
+        heads = head_modules(model) if is_classifier(model) else {}
+        for head in heads.values():
+            head.float()  # PEFT copies it as it is, and what trains is fp32
         config = LoraConfig(
             task_type=_task_type(model),
             r=self.rank,

@@ -48,19 +48,19 @@ def head(model: Module) -> Module | None:
 
 def head_modules(model: Module) -> dict[str, Module]:
     """Everything between the backbone's states and the model's output, by full name, in order."""
-    model = plain(model)
+    whole = plain(model)
     body = backbone(model)
-    if body is model:
-        output = model.get_output_embeddings()
-        return {name: module for name, module in model.named_children() if module is output}
+    if body is whole:
+        output = plain(model).get_output_embeddings()
+        return {name: module for name, module in whole.named_children() if module is output}
     pooler = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in whole.named_modules()
         if name.endswith(".pooler") and any(True for _ in module.parameters())
     }
     outside = {
         name: module
-        for name, module in model.named_children()
+        for name, module in whole.named_children()
         if module is not body and any(True for _ in module.parameters())
     }
     return pooler | outside
@@ -106,11 +106,11 @@ def num_parameters(model: Module) -> tuple[int, int]:
 
 def linears(model: Module, part: Part = "all-linear") -> list[str]:
     """Full names of the matrices inside the blocks (encoder's and decoder's): all, attention's, or the others."""
-    model = plain(model)
+    whole = plain(model)
     inside = {id(module) for block in (*encoder_blocks(model), *blocks(model)) for module in block.modules()}
     names = [
         name
-        for name, module in model.named_modules()
+        for name, module in whole.named_modules()
         if id(module) in inside and isinstance(module, (Linear, Conv1D)) and "lora_" not in name
     ]
     if part == "all-linear":

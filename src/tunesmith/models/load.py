@@ -378,7 +378,7 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
     if not base_name:
         raise UserError("the adapter does not say which base it belongs to.", code="no_base", where=name)
     base_source = _base_of(base_name, recorded, name)
-    tasks = {"CAUSAL_LM": "causal", "SEQ_2_SEQ_LM": "seq2seq", "SEQ_CLS": "classify"}
+    tasks: dict[str, Task] = {"CAUSAL_LM": "causal", "SEQ_2_SEQ_LM": "seq2seq", "SEQ_CLS": "classify"}
     task: Task = card.get("task") or tasks.get(str(peft_config.task_type), "causal")
     if isinstance(base_source, Path) and (base_source / ADAPTER_CONFIG).is_file():
         below = load_trained(base_source, precision="fp32")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 
-from tunesmith.core.records import ChatExample, Example, LabelExample, PairExample, TextExample
+from tunesmith.core.records import ChatExample, Example, LabelExample, Message, PairExample, TextExample
 from tunesmith.data.template import render_chat
 from tunesmith.models.load import Loaded
 from tunesmith.models.sample import Sampling, stream
@@ -36,8 +37,15 @@ class ParityReport:
 
 
 def record(loaded: Loaded, examples: Sequence[Example], count: int = 12) -> dict[str, Any]:
-    """Probes of a model: at most `count` of the examples, as JSON values."""
-    return {"format": 1, "precision": loaded.precision, "probes": [_probe(loaded, one) for one in examples[:count]]}
+    """Probes of a model: at most `count` of the examples, as JSON values.
+
+    An example that leaves no room for an answer is passed over.
+
+    Take the model as it will be loaded, not as it stands in training: the two may differ in precision.
+    """
+    fitting = (one for one in examples if _has_room(loaded, one))
+    probes = [_probe(loaded, one) for one in islice(fitting, count)]
+    return {"format": 1, "precision": loaded.precision, "probes": probes}
 
 
 def replay(loaded: Loaded, probes: Mapping[str, Any]) -> ParityReport:
@@ -47,6 +55,12 @@ def replay(loaded: Loaded, probes: Mapping[str, Any]) -> ParityReport:
         if not report.is_equal:
             return report
     return ParityReport(True)
+
+
+def _has_room(loaded: Loaded, example: Example) -> bool:
+    _, ids = _encode(loaded, _question(example))
+    longest = loaded.context - (1 if loaded.task == "causal" else 0)
+    return 0 < len(ids) <= longest
 
 
 def _probe(loaded: Loaded, example: Example) -> dict[str, Any]:
@@ -107,8 +121,6 @@ def _question(example: Example) -> Any:
 def _encode(loaded: Loaded, question: Mapping[str, Any]) -> tuple[str, list[int]]:
     tokenizer = loaded.tokenizer
     if "messages" in question:
-        from tunesmith.core.records import Message
-
         messages = [Message(**{**m, "tool_calls": tuple(m.get("tool_calls", ()))}) for m in question["messages"]]
         if loaded.task == "seq2seq":
             prompt = "\n".join(message.content for message in messages)

@@ -20,7 +20,7 @@ from tunesmith.data.pack import bucket
 from tunesmith.data.template import encode_chat, render_chat
 from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
-from tunesmith.models.sample import Sampling, generate
+from tunesmith.models.sample import Sampling, check_prompt, generate
 from tunesmith.objectives.base import IGNORED, Batch, padded
 from tunesmith.prompting.base import Ask
 from tunesmith.recipe import GenerateSettings
@@ -60,6 +60,8 @@ class LocalPredictor:
         tokenizer = self.loaded.tokenizer
         special = self.loaded.task == "seq2seq"
         ids = [tokenizer(prompt, add_special_tokens=special, verbose=False)["input_ids"] for prompt in prompts]
+        for example, prompt_ids in zip(examples, ids, strict=True):
+            _check_room(self.loaded.model, prompt_ids, str(example.origin))
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
         generations = generate(self.loaded.model, tokenizer, ids, sampling, on_progress=on_progress)
         return [
@@ -309,6 +311,13 @@ def reference_of(example: Example) -> str:
     return example.label if isinstance(example, LabelExample) else ""
 
 
+def _check_room(model: Any, prompt_ids: Sequence[int], where: str) -> None:
+    try:
+        check_prompt(model, prompt_ids)
+    except UserError as fault:
+        raise UserError(fault.message, code=fault.code, where=where, remedy=fault.remedy) from None
+
+
 def _source_and_target(example: Example) -> tuple[str, str]:
     if isinstance(example, PairExample):
         return example.source, example.target
@@ -321,4 +330,4 @@ def _wait(response: httpx.Response, attempt: int) -> float:
     try:
         return min(30.0, float(str(response.headers["retry-after"])))
     except (KeyError, ValueError):
-        return 2**attempt / 2
+        return 0.5 * 2.0**attempt

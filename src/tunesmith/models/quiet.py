@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
-from transformers.utils import logging
+import transformers.utils.logging
+
+logging: Any = transformers.utils.logging
 
 
 @contextlib.contextmanager

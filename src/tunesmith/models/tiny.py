@@ -117,7 +117,7 @@ def tiny_tokenizer(task: Task = "causal", *, has_template: bool = True) -> Any:
         tokenizer.post_processor = TemplateProcessing(
             single="$A <eos>", pair="$A <eos> $B <eos>", special_tokens=[("<eos>", ids["<eos>"])]
         )
-    wrapped = PreTrainedTokenizerFast(
+    wrapped: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<|im_end|>" if task == "causal" and has_template else "<eos>",

@@ -42,7 +42,7 @@ def own_memory(model: Module) -> None:
         tensor.data = tensor.data.clone()
 
 
-def load_plain(model: Any, folder: Path) -> Any:
+def load_plain(model: Any, folder: Path) -> Module:
     """The model of `folder` with the types, the device and the training weights of `model`.
 
     Raises:
@@ -79,4 +79,5 @@ def load_plain(model: Any, folder: Path) -> Any:
         parameter.requires_grad_(trains)
     own_memory(loaded)
     loaded.name_or_path = model.name_or_path
-    return loaded.to(model.device).train(model.training)
+    ready: Module = loaded.to(model.device).train(model.training)
+    return ready
