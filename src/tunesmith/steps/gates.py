@@ -90,12 +90,17 @@ def _probes(version: Version) -> Gate:
     from tunesmith.models.load import load_trained
     from tunesmith.models.parity import replay
 
-    file = version.model / "probes.json"
-    if not file.is_file():
+    try:
+        probes = json.loads((version.model / "probes.json").read_text(encoding="utf-8"))
+        num_probes = len(probes["probes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        num_probes = 0
+    if not num_probes:
         raise UserError("there are no probe answers (model/probes.json).", code="no_probes", where=version.reference)
-    probes = json.loads(file.read_text(encoding="utf-8"))
     report = replay(load_trained(version.model), probes)
-    text = report.message if not report.is_equal else f"loads alone; {len(probes['probes'])} probe answers as trained"
+    text = (
+        report.message if not report.is_equal else f"loads alone; {num_probes} of {num_probes} probe answers as trained"
+    )
     return Gate("answers as trained", report.is_equal, text, "prompt, logits and text equal", {"stage": report.stage})
 
 

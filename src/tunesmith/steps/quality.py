@@ -82,8 +82,8 @@ class Comparison:
         sign = 1 if metric.higher_is_better else -1
         is_same = bool((metric.statistics(ours) == metric.statistics(_in_order(ours, theirs))).all())
         is_held = sign * self.found.value >= -floor and (is_same or worst >= -SERIOUS * floor)
-        bound = "at least" if metric.higher_is_better else "at most"
-        wanted = f"{bound} {signed(-sign * floor)}, surely {signed(-sign * SERIOUS * floor)}"
+        bound, side = ("at least", "above") if metric.higher_is_better else ("at most", "below")
+        wanted = f"{bound} {signed(-sign * floor)}, interval {side} {signed(-sign * SERIOUS * floor)}"
         return Gate(
             metric.heading(),
             is_held,

@@ -21,9 +21,9 @@ from tunesmith.core.publish import publishing
 from tunesmith.core.quantities import count
 from tunesmith.core.records import Example
 from tunesmith.core.store import CHAMPION, Store, Version, split_reference
-from tunesmith.data.load import DataSet, load_data, read_examples
+from tunesmith.data.load import CARD, DataSet, load_data, read_examples
 from tunesmith.data.repeats import content_key, normalise, question_of
-from tunesmith.data.write import jsonl, row_of
+from tunesmith.data.write import FORMATS, jsonl, row_of
 from tunesmith.recipe import DataSettings, Recipe, override_recipe, read_recipe
 from tunesmith.steps.feedback import export
 from tunesmith.steps.gates import MARGIN, Gate
@@ -181,7 +181,8 @@ def _mix(home: Home, name: str, known: DataSet, new: Sequence[Example]) -> Path:
             rows = [row_of(example) for example in getattr(mixed, side)]
             if rows:
                 (draft / f"{side}.jsonl").write_text(jsonl(rows), encoding="utf-8")
-        (draft / "card.json").write_text(json.dumps(mixed.card(), indent=2, ensure_ascii=False), encoding="utf-8")
+        card = {**mixed.card(), "format": FORMATS[type(mixed.train[0])], "read_as": mixed.format_name}
+        (draft / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
     return folder / f"{name}-{number}"
 
 
