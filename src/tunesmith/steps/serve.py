@@ -164,7 +164,6 @@ class _Server:
     """The parts of one server, from its references."""
 
     def __init__(self, home: Home, refs: Sequence[str], port: int, settings: ServerSettings | None, emit: Emit) -> None:
-        from tunesmith.models.sharing import SharedBases
         from tunesmith.server.app import create_app
         from tunesmith.server.boundary import is_loopback
         from tunesmith.server.catalog import Catalog
@@ -181,6 +180,8 @@ class _Server:
         if not is_loopback(self.settings.host):
             text = f"anybody who can reach {self.settings.host}:{port} may use this server: it asks for no key"
             emit(Warning(STEP, "open_to_all", text))
+        from tunesmith.models.sharing import SharedBases  # brings torch: a port in use is said before that
+
         self.bases = SharedBases()
         self.opened: dict[str, tuple[str, Served]] = {}
         self._refused: set[str] = set()

@@ -288,7 +288,7 @@ def _replay(source: Source, folder: Path | None, loaded: Loaded, emit: Emit, ste
                 where=source.reference,
                 remedy="Train and register it again.",
             )
-        emit(Warning(step, "no_probes", f"{source.reference} has no probe answers; it is served as it loads"))
+        emit(Warning(step, "no_probes", f"{source.reference} has no probe answers that it could be checked against"))
         return
     from tunesmith.models.parity import replay
 
