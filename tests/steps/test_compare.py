@@ -204,3 +204,44 @@ def test_a_finished_run_can_be_a_row(comparison: Comparison, recipe: Recipe, tmp
     row = found.report["rows"][1]
     assert (row["name"], row["kind"], row["is_reused"], row["fact_match"]["n"]) == ("earlier", "fine-tuning", True, 3)
     assert row["run"] == Path(run).name  # where it lies is nobody else's business
+
+
+def test_labels_are_compared_by_method_alone(tmp_path: Path) -> None:
+    from tunesmith.models.tiny import write_tiny
+
+    write_tiny(tmp_path / "model", "bert", "classify")
+    rows = "text,label\n" + "".join(f"the {w} is here {i},{w}\n" for i in range(16) for w in ("card", "cash"))
+    (tmp_path / "train.csv").write_text(rows, encoding="utf-8")
+    (tmp_path / "held.csv").write_text("text,label\na card,card\nsome cash,cash\nmy card,card\n", encoding="utf-8")
+    recipe = make_recipe(
+        {
+            "name": "labels",
+            "model": {"name": str(tmp_path / "model"), "precision": "fp32"},
+            "data": {"source": str(tmp_path / "train.csv"), "test": str(tmp_path / "held.csv")},
+            "method": "full",
+            "train": {"steps": 2, "tokens_per_step": 64, "validations": 1},
+        }
+    )
+    found = compare(recipe, emit=silent, out=tmp_path / "out").report
+    (row,) = found["rows"]
+    assert (found["metric"], found["noun"], row["kind"]) == ("accuracy", "rows", "fine-tuning")
+    assert set(row["scores"]) == {"accuracy", "f1"}
+    assert row["scores"]["accuracy"]["details"]["labels"] == ["card", "cash"]
+    assert row["forgets"] is None
+    assert "no prompt row to compare with" in found["verdict"]["sentence"]
+
+
+def test_plain_text_is_compared_by_perplexity(recipe: Recipe, tmp_path: Path) -> None:
+    texts = [f"The {part} holds {fact}, says page {i}." for i in range(8) for part, fact in FACTS]
+    for name, rows in (("train", texts), ("held", texts[:3])):
+        lines = [json.dumps({"text": text.replace("says", "says" if name == "train" else "so says")}) for text in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    values = recipe.model_dump(mode="json")
+    files = {"source": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "held.jsonl"), "documents": ""}
+    values |= {"data": {**values["data"], **files}, "compare": {}, "method": {"name": "full"}}
+    found = compare(make_recipe(values), emit=silent, out=tmp_path / "out").report
+    assert [row["kind"] for row in found["rows"]] == ["prompting", "fine-tuning"]
+    assert found["metric"] == "perplexity"
+    assert not found["higher_is_better"]
+    assert found["rows"][1]["forgets"] is not None
+    assert found["rows"][0]["seconds_per_answer"] is None
