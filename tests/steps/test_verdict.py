@@ -77,6 +77,11 @@ def test_without_a_fine_tuned_row_there_is_no_verdict() -> None:
     assert verdict.is_worth_it is None
 
 
+def test_rows_of_one_kind_too_close_to_tell_apart_are_named() -> None:
+    rows = [candidate("a", True, first(50)), candidate("b", True, first(51)), candidate("c", True, first(3))]
+    assert judge(METRIC, rows, seed=1).notes == ("a and b cannot be told apart with 96 rows.",)
+
+
 def test_without_a_prompt_row_there_is_no_verdict() -> None:
     verdict = judge(METRIC, [candidate("lora", True, first(96))], seed=1)
     assert verdict.sentence == "Best: lora answers 100 % of 96 held-out rows; no prompt row to compare with."

@@ -63,7 +63,7 @@ def judge(metric: Metric, candidates: Sequence[Candidate], *, seed: int, noun: s
     tuned = [candidate for candidate in candidates if candidate.is_tuned]
     prompted = [candidate for candidate in candidates if not candidate.is_tuned]
     if not tuned or not prompted:
-        return _only_one_kind(metric, candidates, noun)
+        return _only_one_kind(metric, candidates, seed, noun)
     best, rival = best_of(metric, tuned), best_of(metric, prompted)
     found = difference(metric, best.outcomes, rival.outcomes, seed)
     between = f"(difference {signed_interval(found)})"
@@ -75,7 +75,7 @@ def judge(metric: Metric, candidates: Sequence[Candidate], *, seed: int, noun: s
     else:
         few = f"{count(found.num_rows)} {noun} are too few to tell them apart"
         sentence, is_worth_it = f"Cannot be told: {reached} {short(metric, rival.score)} {between}; {few}.", None
-    notes = _among_tuned(metric, best, tuned, seed, noun)
+    notes = _too_close(metric, best, tuned, seed, noun)
     return Verdict(sentence, notes, is_worth_it, best.name, rival.name, found)
 
 
@@ -121,8 +121,8 @@ def signed_interval(found: Difference) -> str:
     return f"{signed(found.value, decimals)} [{low}, {high}]"
 
 
-def _among_tuned(metric: Metric, best: Candidate, tuned: Sequence[Candidate], seed: int, noun: str) -> tuple[str, ...]:
-    others = [candidate for candidate in tuned if candidate is not best]
+def _too_close(metric: Metric, best: Candidate, tuned: Sequence[Candidate], seed: int, noun: str) -> tuple[str, ...]:
+    others = [candidate for candidate in rows if candidate is not best]
     equal = [other.name for other in others if not difference(metric, best.outcomes, other.outcomes, seed).is_separated]
     if not equal:
         return ()
@@ -131,7 +131,8 @@ def _among_tuned(metric: Metric, best: Candidate, tuned: Sequence[Candidate], se
     return (f"{listing} cannot be told apart with {count(best.score.num_rows)} {noun}.",)
 
 
-def _only_one_kind(metric: Metric, candidates: Sequence[Candidate], noun: str) -> Verdict:
+def _only_one_kind(metric: Metric, candidates: Sequence[Candidate], seed: int, noun: str) -> Verdict:
     best = best_of(metric, candidates)
     missing = "no prompt row to compare with" if best.is_tuned else "nothing was fine-tuned"
-    return Verdict(f"Best: {best.name} {reaches(metric, best.score, noun)}; {missing}.", best=best.name)
+    sentence = f"Best: {best.name} {reaches(metric, best.score, noun)}; {missing}."
+    return Verdict(sentence, _too_close(metric, best, candidates, seed, noun), best=best.name)
