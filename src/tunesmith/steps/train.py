@@ -20,7 +20,8 @@ from tunesmith.core.publish import publishing
 from tunesmith.core.records import ChatExample, Example, LabelExample, PairExample, TextExample
 from tunesmith.core.run import RunFolder, environment
 from tunesmith.data.load import DataSet, load_data
-from tunesmith.models.load import load_trained
+from tunesmith.data.template import PLAIN_TEMPLATE
+from tunesmith.models.load import Loaded, load_trained
 from tunesmith.models.machine import describe
 from tunesmith.models.parity import record
 from tunesmith.models.predict import LocalPredictor
@@ -207,11 +208,18 @@ def _publish_model(run: RunFolder, work: Work) -> None:
     work.learner.model.eval()
     with publishing(run.model) as draft:
         recipe.method.save(work.learner.model, draft)
-        loaded.tokenizer.save_pretrained(draft)
+        _save_tokenizer(loaded, draft)
         (draft / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
         published = load_trained(draft)  # what is recorded is what the files answer, not what memory answers
         probes = record(published, spread(work.held_out, NUM_PROBES))
         (draft / "probes.json").write_text(json.dumps(probes, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _save_tokenizer(loaded: Loaded, folder: Path) -> None:
+    """The tokenizer with the chat template that was trained with, so that any other program uses it too."""
+    if loaded.task == "causal" and not getattr(loaded.tokenizer, "chat_template", None):
+        loaded.tokenizer.chat_template = PLAIN_TEMPLATE
+    loaded.tokenizer.save_pretrained(folder)
 
 
 def _differences(before: Any, now: Any, place: str = "") -> list[str]:

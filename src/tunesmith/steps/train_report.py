@@ -16,6 +16,7 @@ from tunesmith.training.checkpoint import TrainingState
 
 
 def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evaluation) -> None:
+    """report.json: what it took, and every answer before and after, on the same rows."""
     recipe = work.recipe
     assert recipe.evaluate != "auto", recipe.evaluate
     differences = before_after(recipe.evaluate, work.before, after, seed=recipe.seed)
@@ -47,6 +48,7 @@ def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evalua
 
 
 def head(run: RunFolder, work: Work, num_steps: int, first: int) -> Started:
+    """What is about to happen; `first` is the step a resumed run goes on after."""
     recipe, learner = work.recipe, work.learner
     trainable, total = num_parameters(learner.model)
     tokens, trained = work.rows.num_tokens, round(work.rows.weight)
@@ -77,6 +79,7 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int) -> Started:
 
 
 def tail(run: RunFolder, work: Work, state: TrainingState, after: Evaluation, seconds: float) -> Finished:
+    """How it ended, with before and after side by side."""
     speed = state.num_tokens / max(state.train_seconds, 1e-9)
     text = (
         f"{count(state.step)} steps · {millions(state.num_tokens)} tokens · "
