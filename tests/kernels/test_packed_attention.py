@@ -47,7 +47,7 @@ def test_softcapping_is_refused():
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi", "gemma", "gpt2"])
 def test_packed_rows_give_what_they_give_alone(architecture):
-    model, tokenizer = tiny(architecture, "causal")
+    model, _ = tiny(architecture, "causal")
     model.eval()
     assert is_equal_packed(model, model.config.vocab_size)
     assert model.config._attn_implementation != "tunesmith_packed"  # and the model is left as it was

@@ -68,7 +68,7 @@ def _digest(loop: Loop) -> str:
     return digest.hexdigest()
 
 
-class _Killed(Exception):
+class _Killed(Exception):  # noqa: N818 - it stands for kill -9, which is no error
     pass
 
 
