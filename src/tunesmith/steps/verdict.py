@@ -121,7 +121,7 @@ def signed_interval(found: Difference) -> str:
     return f"{signed(found.value, decimals)} [{low}, {high}]"
 
 
-def _too_close(metric: Metric, best: Candidate, tuned: Sequence[Candidate], seed: int, noun: str) -> tuple[str, ...]:
+def _too_close(metric: Metric, best: Candidate, rows: Sequence[Candidate], seed: int, noun: str) -> tuple[str, ...]:
     others = [candidate for candidate in rows if candidate is not best]
     equal = [other.name for other in others if not difference(metric, best.outcomes, other.outcomes, seed).is_separated]
     if not equal:
