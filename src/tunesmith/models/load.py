@@ -235,7 +235,7 @@ def check_task(config: Any, task: Task, name: str) -> None:
     fitting = {"encoder": "classification", "decoder": "sft or clm", "encoder-decoder": "seq2seq"}[kind]
     if needed and kind != needed:
         raise UserError(
-            f"the task needs a {needed}, and this model ({config.model_type}) is an {kind}.".replace("an d", "a d"),
+            f"the task needs {_a(needed)}, and this model ({config.model_type}) is {_a(kind)}.",
             code="wrong_task",
             where=name,
             remedy=f"Choose another model, or an objective for it: {fitting}.",
@@ -438,6 +438,10 @@ def _require_task(trained: Loaded, task: Task, labels: Sequence[str], name: str)
             where=name,
             remedy="Start from the base model itself.",
         )
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] == 'e' else 'a'} {noun}"
 
 
 def _auto(task: Task) -> Any:

@@ -369,7 +369,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     except UserError:
         return None  # a template that refuses so plain a conversation has its end in the tokenizer
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
 def _logprob(tokenizer: Any, logits: Tensor, token: int, count: int) -> TokenLogprob:
