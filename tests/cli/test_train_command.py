@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.core.run import RunFolder
 from tunesmith.models.tiny import write_tiny
 
 COMMAND = [sys.executable, "-m", "tunesmith"]
-STEPS = 400
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +66,26 @@ def test_events_are_json_lines_on_stderr(place: Path) -> None:
     assert {"started", "progress", "metric", "saved", "finished"} <= set(kinds)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(place: Path) -> None:
-    words = ["train", "small.yaml", f"train.steps={STEPS}", "name=long", "train.patience=0"]
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_ctrl_c_saves_and_the_run_goes_on(place: Path, num_steps: int) -> None:
+    """Before the first step as well as in the midst of training."""
+    words = ["train", "small.yaml", f"train.steps={STEPS}", f"name=long{num_steps}", "train.patience=0"]
     process = subprocess.Popen([*COMMAND, *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = place / "runs" / "long-1" / "metrics.jsonl"
+    run = RunFolder(place / "runs" / f"long{num_steps}-1")
     until = time.monotonic() + 120
-    while not metrics.is_file() and process.poll() is None and time.monotonic() < until:
+    while process.poll() is None and time.monotonic() < until:
+        if run.state == "running" and len(run.read_metrics()) >= num_steps:
+            break
         time.sleep(0.01)
-    assert metrics.is_file(), "the training begins within two minutes"
+    assert run.state == "running", "the training begins within two minutes"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    assert "resume   tunesmith train --resume runs/long-1" in err
-    assert json.loads((place / "runs" / "long-1" / "state.json").read_text())["state"] == "stopped"
-    done = train(place, "--resume", "runs/long-1", "--json", "--quiet")
+    assert f"resume   tunesmith train --resume runs/{run.name}" in err
+    assert run.state == "stopped"
+    assert len(run.read_metrics()) < STEPS
+    done = train(place, "--resume", f"runs/{run.name}", "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == STEPS
 

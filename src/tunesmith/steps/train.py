@@ -122,12 +122,13 @@ def objective_for(examples: Sequence[Example]) -> str:
 
 def _carry_out(run: RunFolder, work: Work) -> RunFolder:
     with run.locked():
-        run.set_state("running")
         try:
+            run.set_state("running")
             work.recipe.launcher.launch(run.path, lambda: _train(run, work))
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt) as stop:  # outside the loop Ctrl-C is Python's own
             run.set_state("stopped")
-            raise
+            message = str(stop) or "stopped; no step was under way"
+            raise Interrupted(message, resume=f"tunesmith train --resume {run.path}") from None
         except TunesmithError as fault:
             run.set_state("failed", error=str(fault))
             raise
