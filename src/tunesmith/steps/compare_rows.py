@@ -135,12 +135,9 @@ class Row:
         self.work, self.name, self.row = work, name, row
 
     def run(self) -> Result:
-        from tunesmith.models.meter import MemoryMeter
-
         started = time.perf_counter()
         trained = self._opened() if self.row.run else self._train() if self.row.method else None
-        with MemoryMeter() as meter:
-            evaluation, general = self._measure(trained.run if trained else None)
+        evaluation, answer_peak_bytes, general = self._measure(trained.run if trained else None)
         kind = "fine-tuning" if trained else "retrieval" if self.row.prompting.needs_documents else "prompting"
         result = Result(
             name=self.name,
@@ -148,7 +145,7 @@ class Row:
             kind=kind,
             evaluation=evaluation,
             seconds=time.perf_counter() - started,
-            answer_peak_bytes=meter.peak_bytes,
+            answer_peak_bytes=answer_peak_bytes,
         )
         if trained is None:
             return result
@@ -209,24 +206,26 @@ class Row:
             compare={},
         )
 
-    def _measure(self, run: RunFolder | None) -> tuple[Evaluation, float | None]:
-        """Scores, and perplexity on general text where it is needed; the model is gone when this returns."""
+    def _measure(self, run: RunFolder | None) -> tuple[Evaluation, int, float | None]:
+        """Scores, the peak of loading and answering, and perplexity on general text where something was trained."""
         from tunesmith.models.load import load_trained
+        from tunesmith.models.meter import MemoryMeter
         from tunesmith.models.predict import LocalPredictor
 
-        loaded = load_trained(run.path) if run else load_untrained(self.work)
-        predictor = LocalPredictor(loaded)
-        evaluation = evaluate_predictor(
-            predictor,
-            self.work.examples,
-            self.work.metrics,
-            ask=self._ask(loaded),
-            generate=self.work.recipe.generate,
-            seed=self.work.recipe.seed,
-            emit=self._relabelled,
-            step=STEP,
-        )
-        return evaluation, general_perplexity(predictor, loaded) if run else None
+        with MemoryMeter() as meter:
+            loaded = load_trained(run.path) if run else load_untrained(self.work)
+            predictor = LocalPredictor(loaded)
+            evaluation = evaluate_predictor(
+                predictor,
+                self.work.examples,
+                self.work.metrics,
+                ask=self._ask(loaded),
+                generate=self.work.recipe.generate,
+                seed=self.work.recipe.seed,
+                emit=self._relabelled,
+                step=STEP,
+            )
+        return evaluation, meter.peak_bytes, general_perplexity(predictor, loaded) if run else None
 
     def _ask(self, loaded: Loaded) -> Ask:
         prompting = self.row.prompting
