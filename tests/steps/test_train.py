@@ -189,3 +189,12 @@ def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(tmp_path, number)
 
 def _losses(run: RunFolder) -> list[tuple]:
     return [(one["step"], one.get("train_loss"), one.get("validation_loss")) for one in run.read_metrics()]
+
+
+def test_no_rows_for_validation_are_refused(tmp_path):
+    data = {"source": str(tmp_path / "rows.jsonl"), "split": {"validation": 0}}
+    assert _refused(tmp_path, "llama", "causal", CHATS, data=data).code == "no_validation"
+
+
+def test_a_method_that_does_not_fit_the_task_is_refused_before_weights(tmp_path):
+    assert _refused(tmp_path, "llama", "causal", CHATS, method="feature_extraction").code

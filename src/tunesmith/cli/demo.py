@@ -9,10 +9,10 @@ import typer
 
 from tunesmith.cli.compare import comparison_table, paint_verdict
 from tunesmith.cli.session import Session
-from tunesmith.reporters.text import Column, facts, fold, paint, table
+from tunesmith.reporters.text import facts, fold, paint
 
 if TYPE_CHECKING:
-    from tunesmith.steps.demo import Demo
+    from tunesmith.steps.demo import Answer, Demo
 
 
 def demo(
@@ -31,11 +31,7 @@ def demo(
 
 
 def _text(result: Demo, width: int) -> str:
-    asked = [
-        (paint("✓", "green") if one.is_right else paint("✗", "red"), one.question, f"→ {one.answer}")
-        for one in result.answers
-    ]
-    columns = [Column("", 9), Column("asked the served model", 8), Column("", 7)]
+    asked = "\n".join(_exchange(one, width) for one in result.answers)
     follow = f"tunesmith --home {result.path} chat manual@champion"
     places = [
         ("page", str(result.comparison.path / "compare.html")),
@@ -47,8 +43,13 @@ def _text(result: Demo, width: int) -> str:
     parts = [
         comparison_table(result.comparison.report, width),
         fold(paint_verdict(result.comparison.verdict), width),
-        table(columns, asked, width),
+        f"asked the served model\n{asked}",
         facts(places, width),
         str(result.path / "report.json"),
     ]
     return "\n\n".join(parts[:-1]) + "\n" + parts[-1]
+
+
+def _exchange(one: Answer, width: int) -> str:
+    mark = paint("✓", "green") if one.is_right else paint("✗", "red")
+    return fold(f"{mark} {one.question} → {one.answer}", width, 2)

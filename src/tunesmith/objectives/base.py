@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from tunesmith.core.plugins import Plugin
+from tunesmith.core.errors import UserError
+from tunesmith.core.plugins import Plugin, find, names
 from tunesmith.core.records import Example
 
 if TYPE_CHECKING:
@@ -108,6 +109,23 @@ class Objective(Plugin):
     @abstractmethod
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         """The SUM of the loss over the batch's weight, and sums of other numbers to log."""
+
+
+def objective_for(kind: type[Example]) -> str:
+    """The name of the objective that rows of this kind are for: the first that names it first in `accepts`.
+
+    Raises:
+        UserError: No objective trains on such rows.
+    """
+    for name in names("objectives"):
+        accepts: tuple[type[Example], ...] = find("objectives", name).accepts  # type: ignore[attr-defined]
+        if accepts[:1] == (kind,):
+            return name
+    raise UserError(
+        f"no objective trains on {kind.__name__.removesuffix('Example').lower()} rows yet.",
+        code="objective_unfit",
+        remedy="Train on chats, texts, labels or pairs.",
+    )
 
 
 def causal_batch(features: Sequence[Features], layout: Layout) -> Batch:

@@ -17,13 +17,13 @@ from tunesmith.core.plugins import build
 from tunesmith.core.records import ChatExample, Example, Message, Origin, Passage, TextExample
 from tunesmith.core.run import RunFolder
 from tunesmith.metrics.base import Metric
+from tunesmith.objectives.base import objective_for
 from tunesmith.prompting.base import Ask
 from tunesmith.recipe import CompareRow, Recipe, override_recipe, read_recipe
 from tunesmith.steps.evaluate import (
     Evaluation,
     default_metrics,
     evaluate_predictor,
-    objective_of,
     own_prompt,
     score_values,
 )
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 STEP = "compare"
 MEASURED = "measured.json"
 """What the meter said of a training, kept with its run."""
-TASKS = {"clm": "causal", "sft": "causal", "classification": "classify", "seq2seq": "seq2seq"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Work:
                 remedy="Set data.test to a file, or data.split.test to a share.",
             )
         examples = examples[: recipe.compare.limit] if recipe.compare.limit else examples
-        objective = objective_of(data.train) if recipe.objective == "auto" else recipe.objective.name
+        objective = objective_for(type(data.train[0])) if recipe.objective == "auto" else recipe.objective.name
         metrics = default_metrics(objective, examples) if recipe.evaluate == "auto" else recipe.evaluate
         rows = recipe.compare.rows or _default_rows(recipe, objective)
         for row in rows:
@@ -301,7 +300,7 @@ def load_untrained(work: Work) -> Loaded:
     recipe = work.recipe
     loaded = load_base(
         recipe.model,
-        TASKS.get(work.objective, "causal"),  # type: ignore[arg-type]
+        build("objectives", work.objective).task,
         labels=work.data.labels,
         trains_base_weights=bool(recipe.model.config),
         precision=preferred_precision(recipe.model.precision)[0],

@@ -19,6 +19,7 @@ from tunesmith.core.intervals import Difference, difference, score
 from tunesmith.core.plugins import build
 from tunesmith.core.records import ChatExample, Example, LabelExample, Outcome, PairExample, Score, TextExample
 from tunesmith.metrics.base import Metric
+from tunesmith.objectives.base import objective_for
 from tunesmith.prompting.base import Ask
 from tunesmith.recipe import GenerateSettings
 from tunesmith.steps.opening import held_out, open_target
@@ -85,7 +86,7 @@ def evaluate(
     chosen = [build("metrics", _spec(metric)) for metric in metrics]  # wrong names before anything is loaded
     opened = open_target(target, home or Home.open())
     examples = held_out(data, opened, limit)
-    objective = opened.objective or objective_of(examples)
+    objective = opened.objective or objective_for(type(examples[0]))
     chosen = chosen or list(default_metrics(objective, examples))
     names = ", ".join(metric.key() for metric in chosen)
     emit(Started("evaluate", opened.title, {"target": target, "rows": len(examples), "metrics": names}))
@@ -162,12 +163,6 @@ def score_values(scores: Sequence[Score]) -> dict[str, float]:
     for one in scores:
         values |= {one.metric: one.value, f"{one.metric}_low": one.low, f"{one.metric}_high": one.high}
     return values
-
-
-def objective_of(examples: Sequence[Example]) -> str:
-    """The objective that rows of this kind are for."""
-    kinds = {TextExample: "clm", ChatExample: "sft", LabelExample: "classification", PairExample: "seq2seq"}
-    return next((kinds[type(example)] for example in examples if type(example) in kinds), "sft")
 
 
 def own_prompt(example: ChatExample) -> tuple[Any, ...]:
@@ -265,7 +260,7 @@ def _refuse_unfit(metric: Metric, examples: Sequence[Example]) -> None:
     }[metric.needs]
     unfit = next((example for example in examples if not isinstance(example, kinds)), None)
     if unfit:
-        fitting = ", ".join(default.key() for default in default_metrics(objective_of([unfit])))
+        fitting = ", ".join(default.key() for default in default_metrics(objective_for(type(unfit))))
         raise UserError(
             f'the metric "{metric.key()}" cannot be used on rows of this kind ({_kind(unfit)}).',
             code="metric_unfit",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tunesmith.core.errors import Interrupted, TunesmithError, UserError
 from tunesmith.core.events import Emit, Sample, Saved
 from tunesmith.core.plugins import build
 from tunesmith.core.publish import publishing
-from tunesmith.core.records import ChatExample, Example, LabelExample, PairExample, TextExample
+from tunesmith.core.records import ChatExample, PairExample
 from tunesmith.core.run import RunFolder, environment
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.template import PLAIN_TEMPLATE
@@ -26,6 +25,7 @@ from tunesmith.models.machine import describe
 from tunesmith.models.parity import record
 from tunesmith.models.predict import LocalPredictor
 from tunesmith.models.source import CARD, base_record
+from tunesmith.objectives.base import objective_for
 from tunesmith.recipe import Recipe, override_recipe, read_recipe
 from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import default_metrics, own_prompt, spread
@@ -33,12 +33,6 @@ from tunesmith.steps.train_report import head, tail, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
 from tunesmith.training.loop import Loop
 
-OBJECTIVES: dict[type[Example], str] = {
-    TextExample: "clm",
-    ChatExample: "sft",
-    LabelExample: "classification",
-    PairExample: "seq2seq",
-}
 NUM_PROBES = 12
 
 
@@ -82,15 +76,15 @@ def resume(run: RunFolder, *, emit: Emit) -> RunFolder:
 
 def resolve(recipe: Recipe, data: DataSet) -> Recipe:
     """The recipe with every "auto" of its training replaced by what it stands for."""
-    objective = build("objectives", objective_for(data.train)) if recipe.objective == "auto" else recipe.objective
-    if not isinstance(data.train[0], objective.accepts):
-        wanted = " or ".join(kind.__name__.removesuffix("Example").lower() for kind in objective.accepts)
-        fitting = OBJECTIVES.get(type(data.train[0]), "another")
+    kind = type(data.train[0])
+    objective = build("objectives", objective_for(kind)) if recipe.objective == "auto" else recipe.objective
+    if not issubclass(kind, objective.accepts):
+        wanted = " or ".join(one.__name__.removesuffix("Example").lower() for one in objective.accepts)
         raise UserError(
             f"the objective {objective.name} needs {wanted} rows, and these were read as {data.format_name}.",
             code="objective_unfit",
             where=str(data.train[0].origin),
-            remedy=f"Set objective={fitting}, or name the columns in data.columns.",
+            remedy=f"Set objective={objective_for(kind)}, or name the columns in data.columns.",
         )
     held_out = data.test or data.validation
     metrics = default_metrics(objective.name, held_out) if recipe.evaluate == "auto" else recipe.evaluate
@@ -101,23 +95,6 @@ def resolve(recipe: Recipe, data: DataSet) -> Recipe:
         evaluate=[metric.spec() for metric in metrics],
         train={"lr": rate},
     )
-
-
-def objective_for(examples: Sequence[Example]) -> str:
-    """The objective that rows of this kind are for.
-
-    Raises:
-        UserError: They are judgements, which no objective trains on yet.
-    """
-    name = OBJECTIVES.get(type(examples[0]))
-    if name is None:
-        raise UserError(
-            "these rows are preferences or ratings; training on them is not built yet.",
-            code="objective_unfit",
-            where=str(examples[0].origin),
-            remedy="Train on chats, texts, labels or pairs.",
-        )
-    return name
 
 
 def _carry_out(run: RunFolder, work: Work) -> RunFolder:

@@ -49,6 +49,14 @@ class Work:
         torch.manual_seed(recipe.seed)
         objective = recipe.objective
         assert isinstance(objective, Objective), objective
+        recipe.method.check_task(objective.task)
+        if not data.validation:
+            raise UserError(
+                "there are no validation rows, and the best weights are chosen by them.",
+                code="no_validation",
+                where=str(data.train[0].origin),
+                remedy="Set data.split.validation above 0, or data.validation to a file.",
+            )
         precision, _ = preferred_precision(recipe.model.precision)
         loaded = load_base(
             recipe.model,
