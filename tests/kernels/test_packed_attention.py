@@ -2,11 +2,13 @@ import pytest
 import torch
 
 from tunesmith.kernels.packed_attention import (
+    _flash_attention,
     is_equal_packed,
     packed_attention,
     packed_inputs,
     packing,
     reference_packed_attention,
+    whole_attention,
 )
 from tunesmith.models.tiny import tiny
 
@@ -19,8 +21,10 @@ def _states(heads: int, key_heads: int) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
+@pytest.mark.parametrize("longest_whole", [0, 1024], ids=["flash", "whole"])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_heads):
+def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_heads, longest_whole, monkeypatch):
+    monkeypatch.setattr("tunesmith.kernels.packed_attention.LONGEST_WHOLE", longest_whole)
     results = []
     for is_mine in (True, False):
         states = _states(heads, key_heads)
@@ -38,6 +42,33 @@ def test_a_window_hides_what_lies_further_back():
     query, key, value = _states(2, 2)
     narrow, _ = packed_attention(torch.nn.Module(), query, key, value, None, packed_lengths=(16,), sliding_window=1)
     torch.testing.assert_close(narrow.transpose(1, 2), value)  # each token sees only itself
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_whole_and_flash_attention_are_one(window):
+    results = []
+    for is_whole in (True, False):
+        query, key, value = _states(4, 2)
+        if is_whole:
+            output = whole_attention(query[0], key[0], value[0], 0.3, window)[None]
+        else:
+            output = _flash_attention(query, key, value, dropout=0.0, scale=0.3, window=window)
+        output.cos().sum().backward()
+        results.append([output.detach(), query.grad, key.grad, value.grad])
+    for whole, flash in zip(*results, strict=True):
+        torch.testing.assert_close(whole, flash)
+
+
+def test_whole_attention_has_the_right_gradient_numerically():
+    query, key, value = (state[0, :, :6].detach().double().requires_grad_() for state in _states(2, 1))
+    assert torch.autograd.gradcheck(lambda q, k, v: whole_attention(q, k, v, 0.5, None), (query, key, value))
+
+
+def test_dropout_takes_the_flash_kernel():
+    torch.manual_seed(0)
+    states = [state.detach() for state in _states(2, 2)]
+    dropped, _ = packed_attention(torch.nn.Module(), *states, None, dropout=0.9, packed_lengths=(16,))
+    assert (dropped == 0).any()
 
 
 def test_softcapping_is_refused():
