@@ -13,7 +13,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import build, names, summary
 from tunesmith.methods.base import Method
 from tunesmith.models.anatomy import num_parameters
-from tunesmith.models.load import random_model
+from tunesmith.models.fresh import random_model
 from tunesmith.models.tiny import tiny, tiny_config, tiny_tokenizer
 
 FAMILIES = [("bert", "classify"), ("llama", "causal"), ("t5", "seq2seq")]

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import build
-from tunesmith.models.load import Loaded, context_length, load_base, load_trained
+from tunesmith.models.load import Loaded, load_base, load_trained
 from tunesmith.models.source import base_record, fingerprint, resolve
-from tunesmith.models.tiny import ARCHITECTURES, CONTEXT, tiny, tiny_config, write_tiny
+from tunesmith.models.tiny import tiny, tiny_config, write_tiny
 from tunesmith.recipe import ModelSettings
 
 
@@ -267,12 +267,6 @@ def test_a_wrong_configuration_is_refused(config: dict[str, Any], code: str, lla
 
 def test_an_adapter_on_random_weights_is_refused(llama: Path) -> None:
     assert error(llama, config=tiny_config("llama"), trains_base_weights=False).code == "random_base"
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_context_is_how_far_positions_go(architecture: str) -> None:
-    model, _ = tiny(architecture)
-    assert context_length(model.config) == (512 if architecture == "t5" else CONTEXT)
 
 
 def test_loading_prints_nothing(llama: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,8 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.records import Message
 from tunesmith.data.template import render_chat
 from tunesmith.models.anatomy import is_encoder_decoder
+from tunesmith.models.configuration import context_length
 from tunesmith.models.detokenize import TextStream
-from tunesmith.models.load import context_length
 
 BATCH_SIZE = 32
 SHRINK_AT = 0.25

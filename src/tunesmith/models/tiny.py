@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.models.load import random_model
+from tunesmith.models.fresh import random_model
 from tunesmith.models.quiet import quiet
 from tunesmith.objectives.base import Task
 

@@ -1,0 +1,124 @@
+"""What a configuration says of a model, and whether that fits the task and the tokenizer, before weights are read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers.models.auto import modeling_auto
+
+from tunesmith.core.errors import UserError
+from tunesmith.objectives.base import Task
+
+Family = Literal["encoder", "decoder", "encoder-decoder"]
+NO_POSITIONS = 512
+"""Context of models with relative positions only (T5), which were trained on rows of 512 tokens."""
+_OFFSET = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "xmod"}
+"""These begin counting positions after the padding token's index, so that many positions are never used."""
+
+
+def context_length(config: Any) -> int:
+    """The longest row in tokens that the model has positions for."""
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or NO_POSITIONS
+    if text.model_type in _OFFSET:
+        longest -= (text.pad_token_id or 0) + 1
+    return int(longest)
+
+
+def family(config: Any) -> Family:
+    """What kind of model a configuration makes, told from transformers' own tables."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    is_masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    is_causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "decoder" if is_causal and not (is_masked and not getattr(config, "is_decoder", False)) else "encoder"
+
+
+def infer_task(config: Any, name: str) -> Task:
+    """The task a checkpoint was saved for.
+
+    Raises:
+        UserError: It is a bare encoder, which answers nothing.
+    """
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    if saved.endswith("ForSequenceClassification"):
+        return "classify"
+    kind = family(config)
+    if kind == "encoder":
+        raise UserError(
+            f"{saved or config.model_type} is an encoder without a trained head; it cannot answer.",
+            code="wrong_task",
+            where=name,
+            remedy="Train it first, with `objective: classification`.",
+        )
+    return "seq2seq" if kind == "encoder-decoder" else "causal"
+
+
+def check_task(config: Any, task: Task, name: str) -> None:
+    """Refuse a model that cannot do the task, from its configuration alone.
+
+    Raises:
+        UserError: The model is of another kind.
+    """
+    kind = family(config)
+    needed = {"causal": "decoder", "seq2seq": "encoder-decoder"}.get(task)
+    fitting = {"encoder": "classification", "decoder": "sft or clm", "encoder-decoder": "seq2seq"}[kind]
+    if needed and kind != needed:
+        raise UserError(
+            f"the task needs {_a(needed)}, and this model ({config.model_type}) is {_a(kind)}.",
+            code="wrong_task",
+            where=name,
+            remedy=f"Choose another model, or an objective for it: {fitting}.",
+        )
+    if task == "classify" and config.model_type not in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise UserError(
+            f"transformers has no classifier for {config.model_type}.",
+            code="wrong_task",
+            where=name,
+            remedy=f"Choose another model, or an objective for it: {fitting}.",
+        )
+
+
+def check_vocabulary(config: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a model whose table of embeddings is smaller than the tokenizer's highest token.
+
+    Raises:
+        UserError: It is.
+    """
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    needed = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if size is not None and needed > size:
+        raise UserError(
+            f"the tokenizer has {needed:,} tokens and the model only {size:,} embeddings.",
+            code="vocabulary_mismatch",
+            where=name,
+            remedy="Use the tokenizer that belongs to the model.",
+        )
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The labels of a classifier in the order of its outputs; empty where it names none."""
+    return tuple(config.id2label[index] for index in sorted(config.id2label)) if config.id2label else ()
+
+
+def set_labels(config: Any, labels: tuple[str, ...], tokenizer: Any) -> None:
+    """Make a configuration one of a classifier with these labels.
+
+    Raises:
+        UserError: There are fewer than two.
+    """
+    if len(labels) < 2:
+        raise UserError(
+            f"a classifier needs at least two labels, not {len(labels)}.",
+            code="too_few_labels",
+            remedy="Check the label column of your rows.",
+        )
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id  # decoders read the class off the last token that is no padding
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] == 'e' else 'a'} {noun}"
