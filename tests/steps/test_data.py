@@ -14,7 +14,8 @@ from tunesmith.core.events import Event, Finding
 from tunesmith.core.publish import verify
 from tunesmith.data.load import load_data
 from tunesmith.recipe import DataSettings, SplitSettings
-from tunesmith.steps.data import CheckReport, check, prepare, show
+from tunesmith.steps.data import check, prepare, show
+from tunesmith.steps.data_report import CheckReport
 
 LONG = " ".join(f"word{i}" for i in range(600))
 
@@ -119,7 +120,7 @@ def test_the_deliberate_faults_of_openais_toy_chats_are_found(shared: Path) -> N
 
 
 def test_many_rows_are_measured_by_a_sample_and_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.steps.data.MEASURED_ROWS", 10)
+    monkeypatch.setattr("tunesmith.steps.data_tokens.MEASURED_ROWS", 10)
     rows = [chat(f"Question {i}?", f"Answer {i}.") for i in range(100)]
     rows[57] = chat("Tell me all.", LONG)
     report = check(DataSettings(source=write("a.jsonl", rows)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.core.events import Finding
     from tunesmith.data.learnt import Piece
     from tunesmith.recipe import Recipe
-    from tunesmith.steps.data import CheckReport, ShownRow, ShowReport
+    from tunesmith.steps.data_report import CheckReport, ShownRow, ShowReport
 
 WIDE = 100
 PREVIEW_CHARACTERS = 800

@@ -5,171 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Emit, Finding, Finished, Progress, Saved, Started, silent
+from tunesmith.core.events import Emit, Finished, Saved, Started, silent
 from tunesmith.core.plugins import build
 from tunesmith.core.publish import MANIFEST, publishing, verify, write_text
-from tunesmith.core.records import Example, Origin, TextExample
+from tunesmith.core.records import Origin
 from tunesmith.data.check import check_rows
 from tunesmith.data.findings import Findings
-from tunesmith.data.learnt import Learnt, Piece, learn
+from tunesmith.data.learnt import learn
 from tunesmith.data.load import CARD, Loaded, load_data, read_examples, source_files
 from tunesmith.data.repeats import note_leaks
 from tunesmith.data.rows import RawRow, read_rows
 from tunesmith.data.write import FORMATS, jsonl, row_of
 from tunesmith.recipe import DataSettings, ModelSettings
+from tunesmith.steps.data_card import card_in_words, recorded_settings
+from tunesmith.steps.data_report import CheckReport, Prepared, ShownRow, ShowReport
+from tunesmith.steps.data_tokens import STEP, measure, summarize_lengths
 
 BUILT_IN = "tunesmith/base"
-MEASURED_ROWS = 5000
-"""Rows whose tokens are counted in a larger file; every row that could be too long is counted besides."""
-BINS = 12
 MAX_PLACES = 1000
-STEP = "data"
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens per row."""
-
-    p5: int
-    median: int
-    p95: int
-    longest: int
-    histogram: tuple[int, ...]
-    """Rows per twelfth of the longest."""
-    num_measured: int
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What a check found."""
-
-    path: str
-    num_rows: int
-    num_bytes: int
-    format_name: str
-    description: str
-    model: str
-    max_length: int
-    findings: tuple[Finding, ...]
-    places: Mapping[str, tuple[str, ...]]
-    """Every place of each finding by its code, at most a thousand."""
-    num_usable: int
-    lengths: Lengths | None
-    num_tokens: int
-    num_trained: int
-    num_with_end: int
-    preview: tuple[Piece, ...]
-    preview_origin: str
-    repaired: str
-    num_repaired: int
-    seconds: float
-    next: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report with the keys of `--json`."""
-        return {
-            "path": self.path,
-            "rows": self.num_rows,
-            "usable_rows": self.num_usable,
-            "bytes": self.num_bytes,
-            "format": self.format_name,
-            "model": self.model,
-            "max_length": self.max_length,
-            "errors": sum(f.num_rows for f in self.findings if f.level == "error"),
-            "warnings": sum(f.num_rows for f in self.findings if f.level == "warning"),
-            "findings": [
-                {
-                    "level": f.level,
-                    "code": f.code,
-                    "where": f.where,
-                    "message": f.message,
-                    "remedy": f.remedy,
-                    "rows": f.num_rows,
-                    "places": list(self.places[f.code]),
-                }
-                for f in self.findings
-            ],
-            "tokens": {
-                "total": self.num_tokens,
-                "trained": self.num_trained,
-                "rows_with_end": self.num_with_end,
-                **({k: getattr(self.lengths, k) for k in ("p5", "median", "p95", "longest")} if self.lengths else {}),
-                "rows_measured": self.lengths.num_measured if self.lengths else 0,
-            },
-            "preview": [{"text": piece.text, "part": piece.part} for piece in self.preview],
-            "repaired": self.repaired,
-            "repaired_rows": self.num_repaired,
-            "seconds": round(self.seconds, 3),
-        }
-
-
-@dataclass(frozen=True)
-class ShownRow:
-    """One row: how it was read, and what is learnt of it."""
-
-    origin: str
-    kind: str
-    columns: Mapping[str, Any]
-    """The row as its file has it."""
-    fields: tuple[str, ...]
-    """Columns the format did not use."""
-    learnt: Learnt | None
-    fault: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row with the keys of `--json`."""
-        out: dict[str, Any] = {"where": self.origin, "kind": self.kind, "row": dict(self.columns)}
-        if self.learnt is None:
-            return {**out, "fault": self.fault}
-        return {
-            **out,
-            "unused_columns": list(self.fields),
-            "tokens": self.learnt.num_tokens,
-            "trained_tokens": self.learnt.num_trained,
-            "cut_tokens": self.learnt.num_cut,
-            "pieces": [{"text": piece.text, "part": piece.part} for piece in self.learnt.pieces],
-        }
-
-
-@dataclass(frozen=True)
-class ShowReport:
-    """Rows as they are read and trained."""
-
-    path: str
-    format_name: str
-    description: str
-    model: str
-    max_length: int
-    rows: tuple[ShownRow, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report with the keys of `--json`."""
-        return {
-            "path": self.path,
-            "format": self.format_name,
-            "model": self.model,
-            "max_length": self.max_length,
-            "rows": [row.to_dict() for row in self.rows],
-        }
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A published data set."""
-
-    path: Path
-    card: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The data card and where it lies."""
-        return {"path": str(self.path), **self.card}
 
 
 def check(
@@ -201,7 +59,7 @@ def check(
             note_leaks(loaded.examples, read_examples(held_out, lenient).examples, found)
     tokenizer, context = _opened(model, tokenizer)
     max_length = settings.max_length if isinstance(settings.max_length, int) else context
-    measured = _measure(loaded.examples, tokenizer, max_length, context, found, emit)
+    measured = measure(loaded.examples, tokenizer, max_length, context, found, emit)
     bad = {str(origin) for finding in found.all() if finding.level == "error" for origin in found.places(finding.code)}
     usable = [example for example in loaded.examples if str(example.origin) not in bad]
     num_repaired = _repair(path, repair, settings, found) if repair else 0
@@ -217,7 +75,7 @@ def check(
         findings=found.all(),
         places={f.code: tuple(map(str, found.places(f.code)[:MAX_PLACES])) for f in found.all()},
         num_usable=len(usable),
-        lengths=_lengths([one.num_tokens for _, one in measured]),
+        lengths=summarize_lengths([one.num_tokens for _, one in measured]),
         num_tokens=sum(one.num_tokens for _, one in measured),
         num_trained=sum(one.num_trained for _, one in measured),
         num_with_end=sum(one.has_end for _, one in measured),
@@ -293,10 +151,10 @@ def prepare(settings: DataSettings, out: Path, *, seed: int, emit: Emit = silent
     for finding in data.findings:
         emit(finding)
     kind = FORMATS[type(data.train[0])]
-    card = {**data.card(), "format": kind, "read_as": data.format_name, "settings": _recorded(settings)}
+    card = {**data.card(), "format": kind, "read_as": data.format_name, "settings": recorded_settings(settings)}
     sides = {"train": data.train, "validation": data.validation, "test": data.test}
     files = {f"{side}.jsonl": jsonl(map(row_of, examples)) for side, examples in sides.items() if examples}
-    files |= {CARD: json.dumps(card, indent=2, ensure_ascii=False) + "\n", "README.md": _card_in_words(card)}
+    files |= {CARD: json.dumps(card, indent=2, ensure_ascii=False) + "\n", "README.md": card_in_words(card)}
     if out.exists():
         _require_same(out, files)
     else:
@@ -333,7 +191,7 @@ def _opened(model: str, tokenizer: Any) -> tuple[Any, int]:
         return tokenizer, length
     from transformers import AutoConfig
 
-    from tunesmith.models.load import context_length
+    from tunesmith.models.configuration import context_length
     from tunesmith.models.source import resolve
 
     return tokenizer, context_length(AutoConfig.from_pretrained(resolve(model)))
@@ -348,72 +206,7 @@ def _faults(loaded: Loaded) -> dict[Origin, str]:
     }
 
 
-# Tokens
-
-
-def _measure(
-    examples: Sequence[Example], tokenizer: Any, max_length: int, context: int, found: Findings, emit: Emit
-) -> list[tuple[Example, Learnt]]:
-    measured = []
-    chosen = _to_measure(examples, max_length)
-    for done, example in enumerate(chosen):
-        if done % 500 == 0:
-            emit(Progress(STEP, done, len(chosen), "tokens", "rows"))
-        try:
-            one = learn(example, tokenizer, max_length=max_length)
-        except UserError as fault:
-            found.add("error", fault.code, example.origin, fault.message.rstrip("."), fault.remedy.rstrip("."))
-            continue
-        measured.append((example, one))
-        wanted = -(-one.num_tokens // 64) * 64
-        remedy = f"data.max_length={wanted}" if wanted <= context else f"shorten it (the model reads {context:,})"
-        if one.num_cut and not one.num_trained:
-            message = f"all {one.num_answer:,} answer tokens cut at length {max_length:,}"
-            found.add("error", "nothing_trained", example.origin, message, remedy)
-        elif one.num_cut:
-            message = f"{one.num_cut:,} of {one.num_tokens:,} tokens cut at {max_length:,}"
-            found.add("warning", "truncated", example.origin, message, remedy)
-    return measured
-
-
-def _to_measure(examples: Sequence[Example], max_length: int) -> Sequence[Example]:
-    """All rows; of many, an even sample and every row whose bytes could make more than `max_length` tokens."""
-    if len(examples) <= MEASURED_ROWS:
-        return examples
-    every = -(-len(examples) // MEASURED_ROWS)
-    return [
-        example
-        for number, example in enumerate(examples)
-        if number % every == 0 or (not isinstance(example, TextExample) and _num_bytes(example) > max_length)
-    ]
-
-
-def _num_bytes(example: Example) -> int:
-    """An upper bound of the tokens: none has less than a byte; templates add a few to each message."""
-    row = row_of(example)
-    return len(str({name: value for name, value in row.items() if name not in example.fields}).encode())
-
-
-def _lengths(sizes: Sequence[int]) -> Lengths | None:
-    if not sizes:
-        return None
-    ordered = sorted(sizes)
-    longest = ordered[-1]
-    bins = [0] * BINS
-    for size in ordered:
-        bins[min(BINS - 1, size * BINS // max(1, longest))] += 1
-    return Lengths(
-        p5=_quantile(ordered, 0.05),
-        median=round(median(ordered)),
-        p95=_quantile(ordered, 0.95),
-        longest=longest,
-        histogram=tuple(bins),
-        num_measured=len(ordered),
-    )
-
-
-def _quantile(ordered: Sequence[int], share: float) -> int:
-    return ordered[round(share * (len(ordered) - 1))]
+# What to do next
 
 
 def _next(path: str, repair: str, found: Findings) -> tuple[str, ...]:
@@ -456,7 +249,7 @@ def _repair(path: str, repair: str, settings: DataSettings, found: Findings) -> 
     return len(kept)
 
 
-# The data card
+# Publishing
 
 
 def _require_same(out: Path, files: Mapping[str, str]) -> None:
@@ -472,38 +265,3 @@ def _require_same(out: Path, files: Mapping[str, str]) -> None:
             where=str(out),
             remedy="Name a new folder, or delete this one.",
         )
-
-
-def _recorded(settings: DataSettings) -> dict[str, Any]:
-    """The settings that shaped the rows, paths by their names only."""
-    values = settings.model_dump(mode="json")
-    for key in ("validation", "test", "documents"):
-        values[key] = Path(values[key]).name if values[key] else ""
-    source = values["source"]
-    values["source"] = (
-        Path(source).name if isinstance(source, str) else [{**one, "path": Path(one["path"]).name} for one in source]
-    )
-    return values
-
-
-def _card_in_words(card: Mapping[str, Any]) -> str:
-    rows = card["rows"]
-    lines = [
-        "# Data card",
-        "",
-        f"{rows['train']:,} training, {rows['validation']:,} validation and {rows['test']:,} test rows "
-        f"({card['format']}; read as {card['read_as']}), made by `tunesmith data prepare` with seed {card['seed']}.",
-        "",
-        "| file | bytes | SHA-256 |",
-        "| --- | ---: | --- |",
-        *(f"| {file['name']} | {file['bytes']:,} | `{file['sha256']}` |" for file in card["files"]),
-        "",
-        f"{rows['read']:,} rows were read.",
-        *(f"{number:,} were left out: {reason}." for reason, number in card["left_out"].items()),
-    ]
-    if card["labels"]:
-        lines += ["", f"{len(card['labels'])} labels: " + ", ".join(card["labels"]) + "."]
-    if card["findings"]:
-        lines += ["", "| finding | level | rows |", "| --- | --- | ---: |"]
-        lines += [f"| {one['code']} | {one['level']} | {one['rows']:,} |" for one in card["findings"]]
-    return "\n".join(lines) + "\n"
