@@ -103,8 +103,9 @@ def make_run(
 
 
 def _publish_model(run: RunFolder, recipe: Recipe, seed: int, held_out: Sequence[Example]) -> None:
-    from tunesmith.models.load import base_record, load_trained
+    from tunesmith.models.load import load_trained
     from tunesmith.models.parity import record
+    from tunesmith.models.source import base_record
     from tunesmith.models.tiny import write_tiny
 
     card = {
