@@ -63,7 +63,7 @@ def base_model(folder: Path) -> Path:
     return target if target.is_dir() else write_tiny(target, "llama", "causal", seed=1)
 
 
-def make_run(
+def make_run(  # noqa: PLR0913 - each argument is one thing that a gate looks at
     home: Home,
     data: Path,
     hits: Sequence[bool],
@@ -72,6 +72,7 @@ def make_run(
     seconds: float | None = 0.1,
     peak_bytes: int = 10**9,
     recipe: Recipe | None = None,
+    num_layers: int = 3,
 ) -> RunFolder:
     """A finished run whose held-out answers are right where `hits` says so; `seed` makes its weights."""
     recipe = recipe or recipe_for(data, seed=seed)
@@ -81,7 +82,7 @@ def make_run(
     run.write("data.json", loaded.card())
     run.write("environment.json", environment(machine={"name": "test"}, seed=recipe.seed))
     held_out = loaded.test or loaded.validation
-    _publish_model(run, recipe, seed, held_out)
+    _publish_model(run, recipe, held_out, seed=seed, num_hidden_layers=num_layers)
     assert len(hits) == len(held_out), (len(hits), len(held_out))
     outcomes = tuple(
         Outcome(
@@ -102,7 +103,7 @@ def make_run(
     return run
 
 
-def _publish_model(run: RunFolder, recipe: Recipe, seed: int, held_out: Sequence[Example]) -> None:
+def _publish_model(run: RunFolder, recipe: Recipe, held_out: Sequence[Example], **sizes: int) -> None:
     from tunesmith.models.load import load_trained
     from tunesmith.models.parity import record
     from tunesmith.models.source import base_record
@@ -120,7 +121,7 @@ def _publish_model(run: RunFolder, recipe: Recipe, seed: int, held_out: Sequence
         "precision": "fp32",
     }
     with publishing(run.model) as draft:
-        write_tiny(draft, "llama", "causal", seed=seed)
+        write_tiny(draft, "llama", "causal", **sizes)
         (draft / "tunesmith.json").write_text(json.dumps(card), encoding="utf-8")
         probes = record(load_trained(draft), held_out[:3])
         (draft / "probes.json").write_text(json.dumps(probes), encoding="utf-8")

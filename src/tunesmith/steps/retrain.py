@@ -194,7 +194,7 @@ def _with_data(recipe: Recipe, folder: Path) -> Recipe:
 
 def _sentence(version: Version, champion: Version, gates: Sequence[Gate], *, is_promoted: bool) -> str:
     quality = next((gate for gate in gates if {"champion", "difference"} <= set(gate.values)), None)
-    numbers = f"{quality.name} {' '.join(quality.text.split())}" if quality else "the scores could not be compared"
+    numbers = f"{quality.name} {quality.text.replace('   ', ', ')}" if quality else "the scores could not be compared"
     if is_promoted:
         return f"{version.reference} was promoted over {champion.number}: {numbers}"
     failed = ", ".join(gate.name for gate in gates if not gate.passed)
