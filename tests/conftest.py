@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 for name in ("NO_COLOR", "FORCE_COLOR", "TUNESMITH_HOME", "TUNESMITH_ACCESSIBLE"):
     os.environ.pop(name, None)
+
+# A shell starts background jobs with Ctrl-C ignored, and that is inherited: tests of Ctrl-C could not work there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
