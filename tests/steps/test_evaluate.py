@@ -24,6 +24,7 @@ from tunesmith.core.records import (
     PairExample,
     TextExample,
 )
+from tunesmith.objectives.base import objective_for
 from tunesmith.prompting.base import Ask
 from tunesmith.recipe import GenerateSettings
 from tunesmith.steps.evaluate import (
@@ -32,7 +33,6 @@ from tunesmith.steps.evaluate import (
     evaluate,
     evaluate_predictor,
     metric_of,
-    objective_of,
     own_prompt,
     spread,
 )
@@ -204,10 +204,9 @@ def test_facts_come_first_where_every_row_names_some() -> None:
 
 
 def test_rows_decide_the_objective() -> None:
-    where = Origin("r", 1)
-    assert objective_of([TextExample(text="a", origin=where)]) == "clm"
-    assert objective_of([LabelExample(text="a", label="b", origin=where)]) == "classification"
-    assert objective_of([PairExample(source="a", target="b", origin=where)]) == "seq2seq"
+    assert objective_for(TextExample) == "clm"
+    assert objective_for(LabelExample) == "classification"
+    assert objective_for(PairExample) == "seq2seq"
 
 
 def test_metrics_are_named_with_their_settings() -> None:
