@@ -59,6 +59,19 @@ def test_whole_and_flash_attention_are_one(window):
         torch.testing.assert_close(whole, flash)
 
 
+def test_queries_in_fp32_beside_values_in_bf16_train_under_autocast():
+    query, key, value = (state.detach() for state in _states(4, 2))
+    states = [query.requires_grad_(), key.requires_grad_(), value.bfloat16().requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = whole_attention(*(state[0] for state in states), 0.3, None)
+    output.float().square().sum().backward()
+    exact = [state.detach().float().requires_grad_() for state in states]
+    whole_attention(*(state[0] for state in exact), 0.3, None).square().sum().backward()
+    assert [state.grad.dtype for state in states] == [torch.float32, torch.float32, torch.bfloat16]
+    for mine, reference in zip(states, exact, strict=True):
+        torch.testing.assert_close(mine.grad.float(), reference.grad, atol=0.1, rtol=0.1)
+
+
 def test_whole_attention_has_the_right_gradient_numerically():
     query, key, value = (state[0, :, :6].detach().double().requires_grad_() for state in _states(2, 1))
     assert torch.autograd.gradcheck(lambda q, k, v: whole_attention(q, k, v, 0.5, None), (query, key, value))

@@ -63,6 +63,9 @@ def whole_attention(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale
 
     Products and scores have the inputs' dtype, softmax sums in fp32; the probabilities are kept for the backward pass.
     """
+    if torch.is_autocast_enabled("cpu"):  # fp32 rotary positions give fp32 queries beside bf16 values
+        dtype = torch.get_autocast_dtype("cpu")
+        query_HTD, key_KTD, value_KTD = query_HTD.to(dtype), key_KTD.to(dtype), value_KTD.to(dtype)
     heads, length, width = query_HTD.shape
     mask_TT = _mask(window, query_HTD.dtype)[:length, :length]
     grouped = query_HTD.reshape(key_KTD.shape[0], -1, width)
