@@ -9,14 +9,14 @@ from tunesmith.training.order import Order, micro_batches
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80)
 
 
-def _order(lengths, tokens_per_step=500, epochs=2.0, seed=3) -> Order:
-    return Order.plan(lengths, TrainSettings(tokens_per_step=tokens_per_step, epochs=epochs), seed)
+def _order(lengths, tokens_per_step=500, epochs=2.0, seed=3, is_packed=True) -> Order:
+    return Order.plan(lengths, TrainSettings(tokens_per_step=tokens_per_step, epochs=epochs), seed, is_packed=is_packed)
 
 
-@given(LENGTHS, st.integers(1, 2000))
+@given(LENGTHS, st.integers(1, 2000), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_every_epoch_reads_every_row_once(lengths, tokens_per_step):
-    order = _order(lengths, tokens_per_step)
+def test_every_epoch_reads_every_row_once(lengths, tokens_per_step, is_packed):
+    order = _order(lengths, tokens_per_step, is_packed=is_packed)
     for epoch in range(2):
         steps = [order.rows(epoch * order.steps_per_epoch + index) for index in range(order.steps_per_epoch)]
         assert all(steps)
@@ -39,9 +39,31 @@ def test_a_step_depends_on_its_number_and_the_seed_alone():
 
 
 def test_steps_overrule_epochs():
-    assert Order.plan([10] * 8, TrainSettings(steps=5, epochs=100, tokens_per_step=20), 1).num_steps == 5
-    assert Order.plan([10] * 8, TrainSettings(epochs=2.5, tokens_per_step=20), 1).num_steps == 10
-    assert Order.plan([10], TrainSettings(epochs=0.01, tokens_per_step=20), 1).num_steps == 1
+    def num_steps(num_rows: int, **settings) -> int:
+        return Order.plan([10] * num_rows, TrainSettings(tokens_per_step=20, **settings), 1, is_packed=True).num_steps
+
+    assert num_steps(8, steps=5, epochs=100) == 5
+    assert num_steps(8, epochs=2.5) == 10
+    assert num_steps(1, epochs=0.01) == 1
+
+
+def test_padded_steps_hold_rows_of_like_length_and_so_need_few_micro_batches():
+    lengths = np.random.default_rng(0).integers(5, 40, size=3000).tolist()
+    counts = {}
+    for is_packed in (True, False):
+        order = _order(lengths, tokens_per_step=1000, is_packed=is_packed)
+        steps = [order.rows(step) for step in range(order.steps_per_epoch)]
+        counts[is_packed] = sum(len(micro_batches(step, lengths, 2048, is_packed=False)) for step in steps)
+        tokens = [sum(lengths[row] for row in step) for step in steps]
+        assert max(tokens) - min(tokens) <= 2 * 40
+    assert counts[False] < 2 * order.steps_per_epoch < 4 * order.steps_per_epoch < counts[True]
+
+
+def test_steps_of_long_and_short_rows_come_in_random_order():
+    lengths = np.random.default_rng(0).integers(5, 40, size=3000).tolist()
+    order = _order(lengths, tokens_per_step=1000, is_packed=False)
+    means = [np.mean([lengths[row] for row in order.rows(step)]) for step in range(16)]
+    assert means != sorted(means)
 
 
 @pytest.mark.parametrize("is_packed", [True, False])

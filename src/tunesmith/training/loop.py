@@ -66,7 +66,7 @@ class Loop:
         self.emit = emit
         assert isinstance(settings.lr, float), settings.lr
         self.peak_learning_rate = settings.lr
-        self.order = Order.plan(rows.lengths, settings, seed)
+        self.order = Order.plan(rows.lengths, settings, seed, is_packed=learner.layout.is_packed)
         self.accelerator = Accelerator(
             cpu=learner.device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=run.path
         )
