@@ -227,7 +227,11 @@ class VersionStore(Database):
     def _require(self, connection: Connection, name: str) -> None:
         known = list(connection.scalars(select(models.c.name)))
         if name not in known:
-            raise unknown_name("registered model", name, known, listing="" if known else _REGISTER)
+            if known:
+                raise unknown_name("registered model", name, known)
+            raise UserError(
+                f'there is no registered model "{name}".', code="unknown_registered_model", remedy=_REGISTER
+            )
 
     def _aliases(self, connection: Connection, name: str) -> list[tuple[str, int]]:
         rows = connection.execute(select(aliases).where(aliases.c.name == name).order_by(aliases.c.alias))
@@ -292,7 +296,7 @@ def who() -> str:
         return "unknown"
 
 
-_REGISTER = "Register a finished run: tunesmith models register runs/NAME NAME"
+_REGISTER = "Register a finished run: tunesmith models register runs/NAME NAME."
 
 
 def _bad_reference(reference: str) -> UserError:
