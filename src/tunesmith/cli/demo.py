@@ -51,5 +51,5 @@ def _text(result: Demo, width: int) -> str:
 
 
 def _exchange(one: Answer, width: int) -> str:
-    mark = paint("✓", "green") if one.is_right else paint("✗", "red")
+    mark = paint("✓", "green") if one.is_correct else paint("✗", "red")
     return fold(f"{mark} {one.question} → {one.answer}", width, 2)

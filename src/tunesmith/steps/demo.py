@@ -41,6 +41,16 @@ PARTS = ("prepare", "check", "compare", "register", "promote", "serve", "ask", "
 ASKED = ("What does error E07 mean?", "How often is the filter changed?", "Which button starts descaling?")
 """Held-out questions that are put to the served model."""
 RATER = "demo"
+ROW_KEYS = (
+    "name",
+    "kind",
+    "fact_match",
+    "trainable_parameters",
+    "train_seconds",
+    "seconds_per_answer",
+    "peak_memory_bytes",
+    "forgets",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Answer:
     question: str
     answer: str
     reference: str
-    is_right: bool
+    is_correct: bool
     request_id: str
 
 
@@ -66,16 +76,18 @@ class Demo:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
+        """What scripts read; these keys are kept."""
+        answers = [
+            {"question": one.question, "answer": one.answer, "reference": one.reference, "correct": one.is_correct}
+            for one in self.answers
+        ]
         return {
             "path": str(self.path),
             "seconds": self.seconds,
             "verdict": self.comparison.verdict,
+            "rows": [{key: row[key] for key in ROW_KEYS} for row in self.comparison.report["rows"]],
             "comparison": str(self.comparison.path),
-            "version": self.promotion.version.reference,
-            "answers": [
-                {"question": one.question, "answer": one.answer, "reference": one.reference, "is_right": one.is_right}
-                for one in self.answers
-            ],
+            "served": {"model": self.promotion.version.reference, "answers": answers},
             "feedback": str(self.feedback.path),
         }
 
@@ -100,7 +112,7 @@ def demo(out: Path, *, emit: Emit) -> Demo:
     exported = _export(home, out, _part(emit, 9))
     result = Demo(out, comparison, promotion, answers, exported, time.perf_counter() - started)
     write_json(out / "report.json", result.to_dict())
-    right = sum(one.is_right for one in answers)
+    right = sum(one.is_correct for one in answers)
     text = f"{right} of {len(answers)} questions answered rightly over HTTP · everything lies in {out}"
     emit(Finished(STEP, text, result.seconds, {"path": str(out)}))
     return result
@@ -181,7 +193,7 @@ def _ask(client: httpx.Client, recipe: Recipe, emit: Emit) -> tuple[Answer, ...]
     lines = Path(recipe.data.test).read_text(encoding="utf-8").splitlines()
     rows = {row["question"]: row for row in map(json.loads, lines)}
     answers = tuple(_put(client, rows[question]) for question in ASKED)
-    right = sum(one.is_right for one in answers)
+    right = sum(one.is_correct for one in answers)
     emit(Finished("ask", f"{right} of {len(answers)} answered rightly", time.perf_counter() - started))
     return answers
 
@@ -190,10 +202,10 @@ def _put(client: httpx.Client, row: Mapping[str, Any]) -> Answer:
     question = {"model": f"{NAME}@champion", "messages": [{"role": "user", "content": row["question"]}]}
     response = client.post("/v1/chat/completions", json=question).raise_for_status().json()
     answer = response["choices"][0]["message"]["content"]
-    return Answer(row["question"], answer, row["answer"], _is_right(answer, row["facts"]), response["id"])
+    return Answer(row["question"], answer, row["answer"], _is_correct(answer, row["facts"]), response["id"])
 
 
-def _is_right(answer: str, facts: Sequence[Sequence[str]]) -> bool:
+def _is_correct(answer: str, facts: Sequence[Sequence[str]]) -> bool:
     outcome = Outcome(origin="asked", answer=answer, fields={"facts": facts})
     return score(build("metrics", "fact_match"), [outcome], 1).value == 1.0
 
@@ -204,11 +216,11 @@ def _judge(client: httpx.Client, answers: Sequence[Answer], emit: Emit) -> None:
     emit(Started("feedback"))
     for one in answers:
         body: dict[str, Any] = {"request_id": one.request_id, "choice": 0, "name": "thumb", "rater": RATER}
-        body["value"] = "up" if one.is_right else "down"
-        if not one.is_right:
+        body["value"] = "up" if one.is_correct else "down"
+        if not one.is_correct:
             body["correction"] = one.reference
         client.post("/v1/feedback", json=body).raise_for_status()
-    wrong = sum(not one.is_right for one in answers)
+    wrong = sum(not one.is_correct for one in answers)
     text = f"{len(answers) - wrong} thumbs up, {wrong} down" + (" with corrections" if wrong else "")
     emit(Finished("feedback", text, time.perf_counter() - started))
 
