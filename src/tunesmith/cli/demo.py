@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 def demo(
     ctx: typer.Context,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", show_default=False, help="Changes to its recipe, such as train.epochs=2."),
+    ] = None,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where everything is written.")] = "demo",
 ) -> None:
     """The whole circle on the built-in model and manual, offline, in minutes.
@@ -26,7 +30,7 @@ def demo(
     from tunesmith.steps.demo import demo as run_step
 
     session: Session = ctx.obj
-    result = run_step(Path(out), emit=session.emit)
+    result = run_step(Path(out), overrides=overrides or (), emit=session.emit)
     session.result(result.to_dict(), text=_text(result, session.width))
 
 

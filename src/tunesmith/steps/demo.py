@@ -92,8 +92,10 @@ class Demo:
         }
 
 
-def demo(out: Path, *, emit: Emit) -> Demo:
+def demo(out: Path, *, overrides: Sequence[str] = (), emit: Emit) -> Demo:
     """Prepare, check, compare, register, promote, serve, ask, judge, export: all of it in `out`.
+
+    `overrides` change its recipe, as `train.epochs=2` does.
 
     Raises:
         UserError: The folder holds something else, or the disk is full.
@@ -102,7 +104,7 @@ def demo(out: Path, *, emit: Emit) -> Demo:
     started = time.perf_counter()
     emit(Started(STEP, _title(), {"out": str(out)}))
     home = Home(out)
-    recipe = _prepare(out, _part(emit, 1))
+    recipe = _prepare(out, overrides, _part(emit, 1))
     _check(recipe, _part(emit, 2))
     comparison = compare(recipe, emit=_part(emit, 3), out=out / "compare")
     best = _best_run(comparison)
@@ -125,7 +127,7 @@ def _title() -> str:
     return f"Tunesmith {__version__} · built-in model tunesmith/base and manual · no network · {precision}"
 
 
-def _prepare(out: Path, emit: Emit) -> Recipe:
+def _prepare(out: Path, overrides: Sequence[str], emit: Emit) -> Recipe:
     """The manual, its questions and the recipe as files that the user can read and change."""
     started = time.perf_counter()
     emit(Started("prepare"))
@@ -138,7 +140,7 @@ def _prepare(out: Path, emit: Emit) -> Recipe:
         shutil.copytree(manual, out / "manual", dirs_exist_ok=True)
     template = Template((assets / "demo.yaml").read_text(encoding="utf-8"))
     write_text(out / "recipe.yaml", template.substitute(out=out))
-    recipe = read_recipe(out / "recipe.yaml")
+    recipe = read_recipe(out / "recipe.yaml", overrides)
     pages = sorted((out / "manual" / "pages").glob("*.md"))
     data = load_data(recipe.data, seed=recipe.seed)
     num_train = len(data.train) + len(data.validation)
