@@ -108,7 +108,7 @@ def main() -> None:
         measured = [
             Measured(side, setting, method)
             for method in options.methods
-            for side, setting in [("tunesmith", "its defaults"), *(("trl", name) for name in PEERS)]
+            for side, setting in [("tunesmith", "its defaults"), *(("trl", name) for name in options.peers)]
         ]
         for number in range(options.rounds):
             for one in measured:
@@ -127,6 +127,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each side (all cores)")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], choices=["lora", "full"])
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS, help="the peer's settings (all)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     return parser.parse_args()
 

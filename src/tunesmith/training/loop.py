@@ -265,17 +265,17 @@ class Loop:
         record: dict[str, Any] = {
             "step": state.step,
             "of": self.order.num_steps,
-            "train_loss": state.loss_sum / state.loss_weight if state.loss_weight else None,
             "validation_loss": validation.loss if math.isfinite(validation.loss) else None,
             "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
             "memory_bytes": peak_memory_bytes(),
         }
         if "correct" in validation.sums:
             record["validation_accuracy"] = validation.sums["correct"] / validation.weight
+        train_loss = state.loss_sum / state.loss_weight if state.loss_weight else None  # since the last validation
         state.loss_sum = state.loss_weight = 0.0
         self.run.append_metrics({**record, "validation": True})
         self.accelerator.log({"validation/loss": validation.loss}, state.step)
-        values = {name: value for name, value in record.items() if name not in ("step", "of")}
+        values = {"train_loss": train_loss, **{k: v for k, v in record.items() if k not in ("step", "of")}}
         self.emit(Metric(STEP, values, at=state.step, of=self.order.num_steps, is_best=is_best))
 
     def _save(self) -> None:
