@@ -198,3 +198,21 @@ def test_no_rows_for_validation_are_refused(tmp_path):
 
 def test_a_method_that_does_not_fit_the_task_is_refused_before_weights(tmp_path):
     assert _refused(tmp_path, "llama", "causal", CHATS, method="feature_extraction").code
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith.steps.train_work.find_spec", lambda name: None)
+    fault = _refused(tmp_path, "llama", "causal", CHATS, train={**TRAIN, "trackers": ["wandb"]})
+    assert fault.code == "missing_package" and "tunesmith[trackers]" in fault.remedy
+
+
+def test_tensorboard_gets_the_losses(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs tensorboard (extra: trackers)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, _ = _train(tmp_path, "llama", "causal", CHATS, train={**TRAIN, "trackers": ["tensorboard"]})
+    (file,) = [path for path in run.path.rglob("events.out.tfevents*") if path.stat().st_size > 200]
+    events = EventAccumulator(str(file)).Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx([one["train_loss"] for one in run.read_metrics() if "train_loss" in one])
+    assert len(events.Scalars("validation/loss")) == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 
@@ -50,6 +51,7 @@ class Work:
         objective = recipe.objective
         assert isinstance(objective, Objective), objective
         recipe.method.check_task(objective.task)
+        _require_trackers(recipe)
         if not data.validation:
             raise UserError(
                 "there are no validation rows, and the best weights are chosen by them.",
@@ -92,6 +94,17 @@ class Work:
         if self.data.test:
             return "test"
         return "validation" if len(self.held_out) == len(self.data.validation) else "part of validation"
+
+
+def _require_trackers(recipe: Recipe) -> None:
+    for tracker in recipe.train.trackers:
+        if find_spec(tracker) is None:
+            raise UserError(
+                f"{tracker} is not installed.",
+                code="missing_package",
+                where="train.trackers",
+                remedy="pip install 'tunesmith[trackers]', or leave it out: metrics.jsonl is written anyway.",
+            )
 
 
 def _max_length(recipe: Recipe, context: int) -> int:
