@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -87,6 +87,8 @@ class EventStream(Response):
         finally:
             if upcoming is not None:
                 await _cancel(upcoming)
+            if isinstance(iterator, AsyncGenerator):  # cancelled before it began to run again, it would stay open
+                await iterator.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
