@@ -7,8 +7,8 @@ loop. A predictor sees an example's question only; the reference is copied into 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import httpx
@@ -16,12 +16,13 @@ import torch
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import ChatExample, Example, LabelExample, Message, Outcome, PairExample, TextExample
+from tunesmith.data.features import chat_features, pair_features, text_features
 from tunesmith.data.pack import bucket
-from tunesmith.data.template import encode_chat, render_chat
+from tunesmith.data.template import render_chat
 from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
 from tunesmith.models.sample import Sampling, check_prompt, generate
-from tunesmith.objectives.base import IGNORED, Batch, padded
+from tunesmith.objectives.base import Batch, Features, Layout, causal_batch, padded, seq2seq_batch
 from tunesmith.prompting.base import Ask
 from tunesmith.recipe import GenerateSettings
 
@@ -81,18 +82,17 @@ class LocalPredictor:
 
     def likelihood(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
         losses = Likelihood(self.loaded.model, is_causal=self.loaded.task == "causal")
-        pieces = [piece for number, example in enumerate(examples) for piece in self._pieces(number, example)]
+        pieces = [(number, piece) for number, example in enumerate(examples) for piece in self._features(example)]
         nats = [0.0] * len(examples)
         counts = [0] * len(examples)
-        groups = bucket([len(piece.ids) + len(piece.targets) for piece in pieces], TOKENS_AT_ONCE)
         done = 0
-        for group in groups:
-            chosen = [pieces[place] for place in group]
+        for group in bucket([piece.num_tokens for _, piece in pieces], TOKENS_AT_ONCE):
+            numbers = [pieces[place][0] for place in group]
             with torch.inference_mode():
-                found = losses(self._batch(chosen))
+                found = losses(self._batch([pieces[place][1] for place in group]))
             for value, row in zip(found.nats_N.tolist(), found.rows_N.tolist(), strict=True):
-                nats[chosen[row].number] += value
-                counts[chosen[row].number] += 1
+                nats[numbers[row]] += value
+                counts[numbers[row]] += 1
             done += len(group)
             on_progress(min(done, len(examples)), len(examples))
         return [
@@ -156,52 +156,24 @@ class LocalPredictor:
             return "\n".join(message.content for message in messages)
         return render_chat(self.loaded.tokenizer, messages, tools=example.tools, add_generation_prompt=True)
 
-    def _pieces(self, number: int, example: Example) -> Iterator[_Piece]:
-        """What is scored of an example; a long text goes on in the next piece, a chat is scored on its answers."""
+    def _features(self, example: Example) -> tuple[Features, ...]:
+        """What is scored of an example: all of a text, a chat's answers, a pair's target."""
         tokenizer, context = self.loaded.tokenizer, self.loaded.context
         if self.loaded.task == "seq2seq":
-            source, target = _source_and_target(example)
-            target_ids = tokenizer(text_target=target, verbose=False)["input_ids"]
-            if tokenizer.eos_token_id is not None and target_ids[-1:] != [tokenizer.eos_token_id]:
-                target_ids = [*target_ids, tokenizer.eos_token_id]
-            yield _Piece(number, tokenizer(source, verbose=False)["input_ids"][:context], target_ids[:context])
-        elif isinstance(example, ChatExample):
-            chat = encode_chat(tokenizer, example.messages, tools=example.tools, max_length=context)
-            labels = [token if on else IGNORED for token, on in zip(chat.input_ids, chat.is_trained, strict=True)]
-            yield _Piece(number, chat.input_ids, (IGNORED, *labels[1:]))
-        else:
-            assert isinstance(example, TextExample), type(example)
-            ids = tokenizer(example.text, add_special_tokens=False, verbose=False)["input_ids"]
-            before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-            after = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-            ids = [*before, *ids, *after]
-            for start in range(0, max(1, len(ids) - 1), context - 1):
-                piece = ids[start : start + context]
-                yield _Piece(number, piece, (IGNORED, *piece[1:]))
+            return (pair_features(example, tokenizer, max_length=context),)
+        if isinstance(example, ChatExample):
+            return (chat_features(example, tokenizer, max_length=context),)
+        assert isinstance(example, TextExample), type(example)
+        return text_features(example.text, tokenizer, max_length=context)
 
-    def _batch(self, pieces: Sequence[_Piece]) -> Batch:
-        device = self.loaded.model.device
-        tensors = {
-            "input_ids": padded([piece.ids for piece in pieces], self.loaded.tokenizer.pad_token_id),
-            "attention_mask": padded([(1,) * len(piece.ids) for piece in pieces], 0),
-            "labels": padded([piece.targets for piece in pieces], IGNORED),
-        }
+    def _batch(self, features: Sequence[Features]) -> Batch:
+        model, pad = self.loaded.model, self.loaded.tokenizer.pad_token_id
         if self.loaded.task == "seq2seq":
-            start = self.loaded.model.config.decoder_start_token_id
-            inputs = [(start, *piece.targets[:-1]) for piece in pieces]
-            tensors["decoder_input_ids"] = padded(inputs, self.loaded.tokenizer.pad_token_id)
-            tensors["decoder_attention_mask"] = padded([(1,) * len(ids) for ids in inputs], 0)
-        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return Batch(moved, float(sum(target != IGNORED for piece in pieces for target in piece.targets)))
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Tokens that go through the model, and what is scored: labels of the same length, or a target (seq2seq)."""
-
-    number: int
-    ids: Sequence[int]
-    targets: Sequence[int]
+            layout = Layout(False, pad, model.config.decoder_start_token_id)
+            batch = seq2seq_batch(features, layout)
+        else:
+            batch = causal_batch(features, Layout(False, pad))
+        return replace(batch, tensors={name: tensor.to(model.device) for name, tensor in batch.tensors.items()})
 
 
 class RemotePredictor:
@@ -316,13 +288,6 @@ def _check_room(model: Any, prompt_ids: Sequence[int], where: str) -> None:
         check_prompt(model, prompt_ids)
     except UserError as fault:
         raise UserError(fault.message, code=fault.code, where=where, remedy=fault.remedy) from None
-
-
-def _source_and_target(example: Example) -> tuple[str, str]:
-    if isinstance(example, PairExample):
-        return example.source, example.target
-    assert isinstance(example, ChatExample), type(example)
-    return "\n".join(message.content for message in example.prompt), example.answer
 
 
 def _wait(response: httpx.Response, attempt: int) -> float:

@@ -146,6 +146,19 @@ def causal_batch(features: Sequence[Features], layout: Layout) -> Batch:
     return Batch(tensors, weight)
 
 
+def seq2seq_batch(features: Sequence[Features], layout: Layout) -> Batch:
+    """Sources and targets, [B, T] padded on the right; the decoder reads the target shifted by its start token."""
+    decoder_inputs = [(layout.decoder_start_token_id, *feature.target_ids[:-1]) for feature in features]
+    tensors = {
+        "input_ids": padded([feature.input_ids for feature in features], layout.pad_token_id),
+        "attention_mask": padded([(1,) * len(feature.input_ids) for feature in features], 0),
+        "decoder_input_ids": padded(decoder_inputs, layout.pad_token_id),
+        "decoder_attention_mask": padded([(1,) * len(ids) for ids in decoder_inputs], 0),
+        "labels": padded([feature.labels for feature in features], IGNORED),
+    }
+    return Batch(tensors, sum(feature.weight for feature in features))
+
+
 def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
     """Rows of whole numbers as one tensor [B, T], filled up on the right."""
     import torch

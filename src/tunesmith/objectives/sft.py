@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunesmith.core.records import ChatExample, Example
-from tunesmith.data.template import encode_chat
-from tunesmith.objectives.base import IGNORED, Batch, Features, Layout, Learner, Metrics, Objective, Task, causal_batch
+from tunesmith.data.features import chat_features
+from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Task, causal_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,12 +26,8 @@ class SFT(Objective):
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> tuple[Features, ...]:
         assert isinstance(example, ChatExample), type(example)
-        chat = encode_chat(tokenizer, example.messages, tools=example.tools, max_length=max_length)
-        learnt = [self.train_on == "all" or is_trained for is_trained in chat.is_trained]
-        targets = [token if is_learnt else IGNORED for token, is_learnt in zip(chat.input_ids, learnt, strict=True)]
-        targets[0] = IGNORED  # nothing stands before the first token
-        weight = float(sum(target != IGNORED for target in targets))
-        return (Features(tuple(chat.input_ids), tuple(targets), weight, num_cut=chat.num_cut),)
+        scores_all = self.train_on == "all"
+        return (chat_features(example, tokenizer, max_length=max_length, scores_all=scores_all),)
 
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         return causal_batch(features, layout)
