@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.optim import learning_rate_at, make_optimizer
+from tunesmith.training.optim import learning_rate_at, make_optimizer, set_learning_rate
 
 
 def _rates(num_steps=100, **settings):
@@ -37,7 +37,7 @@ def test_constant_stays():
 def test_only_matrices_decay_and_only_what_trains_is_held():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
     model[2].weight.requires_grad_(False)
-    groups = make_optimizer(model, TrainSettings(weight_decay=0.3), 1e-3).param_groups
+    groups = make_optimizer(_trainable(model), TrainSettings(weight_decay=0.3)).param_groups
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 1), (0.0, 4)]
 
 
@@ -45,7 +45,21 @@ def test_a_step_is_adamws():
     """One step from zero moments: theta (1 - lr decay) - lr g / (|g| + eps), arXiv:1711.05101 algorithm 2."""
     model = torch.nn.Linear(2, 1, bias=False)
     model.weight.data.fill_(1.0)
-    optimizer = make_optimizer(model, TrainSettings(weight_decay=0.5), 0.1)
+    optimizer = make_optimizer(_trainable(model), TrainSettings(weight_decay=0.5))
+    set_learning_rate(optimizer, 0.1)
     model.weight.grad = torch.tensor([[2.0, -3.0]])
     optimizer.step()
     torch.testing.assert_close(model.weight.data, torch.tensor([[0.95 - 0.1, 0.95 + 0.1]]))
+
+
+def test_a_factor_multiplies_the_rate_of_its_own_weights():
+    model = torch.nn.Linear(2, 1)
+    optimizer = make_optimizer(
+        _trainable(model), TrainSettings(weight_decay=0.0), lambda name: 4.0 if name == "bias" else 1.0
+    )
+    set_learning_rate(optimizer, 0.1)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.1, 0.4])
+
+
+def _trainable(model):
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -31,9 +31,24 @@ class Method(Plugin):
             UserError: It cannot, with the reason.
         """
 
+    def check_model(self, config: Any) -> None:
+        """Refuse a model this method cannot train, by its transformers configuration, before any weight is loaded.
+
+        Raises:
+            UserError: It cannot, with the reason.
+        """
+
     @abstractmethod
     def attach(self, model: Module) -> Module:
         """The model to train, with `requires_grad` set on exactly what this method trains."""
+
+    def learning_rate_factor(self, parameter: str) -> float:
+        """What the learning rate is multiplied by for the weight of this name (LoRA+: more for B than for A)."""
+        return 1.0
+
+    def num_frozen_blocks(self, model: Module) -> int:
+        """How many blocks, from the first, give the same output for the same input in every epoch."""
+        return 0
 
     def save(self, model: Module, folder: Path) -> None:
         """Write what was trained so that transformers or peft alone can open it."""

@@ -1,10 +1,12 @@
-"""PEFT adapters on a base model, loaded strictly.
+"""PEFT adapters on a base model: put on new, saved, loaded strictly, merged, switched off.
 
 PEFT fills in what an adapter file lacks and drops what it does not know; here both are errors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,73 @@ from torch.nn import Module
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.publish import refuse_pickles
-from tunesmith.models.anatomy import head_modules, is_classifier
+from tunesmith.models.anatomy import head_modules, is_classifier, is_encoder_decoder
+from tunesmith.models.quiet import quiet
 
 WEIGHTS = "adapter_model.safetensors"
+
+
+def new_adapter(model: Module, config: Any) -> Any:
+    """PEFT's wrapper around the model with a new adapter: only that trains (and a classifier's head), in fp32."""
+    from peft import get_peft_model
+
+    _new_head_in_fp32(model)
+    with quiet():
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """adapter_config.json and adapter_model.safetensors."""
+    with quiet():
+        # False: "auto" would ask the hub whether the vocabulary grew, and it never grows here.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def merge_adapter(model: Any) -> Module:
+    """The base with the update added to its weights, in fp32; the adapter is gone from `model` afterwards."""
+    merged: Module = model.float().merge_and_unload(safe_merge=True)
+    return merged
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """PEFT's own, which forgets what trained when it switches the adapter on again."""
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trains)
+
+
+def task_type(model: Module) -> str:
+    """PEFT's word for what the model does."""
+    if is_classifier(model):
+        return "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
+
+
+def new_heads(model: Module) -> list[str] | None:
+    """The layers of a classifier's new head that PEFT does not train whole and save by itself."""
+    if not is_classifier(model):
+        return None
+    return [name for name in head_modules(model) if name not in ("classifier", "score")]
+
+
+def shortest_endings(names: Sequence[str], model: Module) -> list[str]:
+    """The shortest endings that mean exactly these modules: `q_proj`, where nothing else is so called."""
+    every = [name for name, _ in model.named_modules()]
+    for depth in (1, 2, 3):
+        short = sorted({".".join(name.split(".")[-depth:]) for name in names})
+        if {name for name in every if any(ends_with(name, ending) for ending in short)} == set(names):
+            return short
+    return list(names)
+
+
+def ends_with(name: str, ending: str) -> bool:
+    """Whether a module's full name ends with these parts."""
+    return name == ending or name.endswith(f".{ending}")
 
 
 def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
@@ -31,12 +97,12 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
     refuse_pickles(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"the adapter has no {WEIGHTS}.", code="bad_adapter", where=str(folder))
-    if is_trainable and is_classifier(model):
-        for head in head_modules(model).values():
-            head.float()  # before PEFT fills it, or a saved fp32 head would lose digits
+    if is_trainable:
+        _new_head_in_fp32(model)
     settings: dict[str, Any] = {"is_trainable": is_trainable, "autocast_adapter_dtype": is_trainable}
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), **settings)  # type: ignore[arg-type]
+        with quiet():
+            adapted = PeftModel.from_pretrained(model, str(folder), **settings)  # type: ignore[arg-type]
         _check_keys(adapted, folder)
     except (RuntimeError, KeyError, ValueError, OSError, TypeError, SafetensorError) as fault:
         reason = (str(fault).strip() or type(fault).__name__).splitlines()
@@ -47,6 +113,13 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
             remedy="Use the base it was trained on; if that is the one, the file is damaged.",
         ) from fault
     return adapted
+
+
+def _new_head_in_fp32(model: Module) -> None:
+    """Before PEFT copies or fills it: what trains is fp32, and a saved head would otherwise lose digits."""
+    if is_classifier(model):
+        for head in head_modules(model).values():
+            head.float()
 
 
 def _check_keys(model: Any, folder: Path) -> None:

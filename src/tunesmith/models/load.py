@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,13 @@ def load_base(
     trains_base_weights: bool,
     precision: Precision,
     seed: int,
+    check: Callable[[Any], None] | None = None,
 ) -> Loaded:
     """The model to train, on the processor, in evaluation mode.
 
     Weights are fp32 where they train or where `precision` says so, otherwise (frozen) bf16. A finished adapter
-    run as base is merged first. `seed` decides every weight that no checkpoint gives.
+    run as base is merged first. `seed` decides every weight that no checkpoint gives. `check` may refuse the
+    model by its configuration, before weights are read.
 
     Raises:
         UserError: No such model, the wrong kind for the task (said before weights are read), a checkpoint with
@@ -90,6 +92,8 @@ def load_base(
     config = opened.config()
     check_task(config, task, settings.name)
     check_vocabulary(config, tokenizer, settings.name)
+    if check is not None:
+        check(config)
     known = labels_of(config)
     names = tuple(labels) or (known if task == "classify" else ())
     if task == "classify":
@@ -177,8 +181,7 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
         if task == "classify":
             set_labels(config, labels, tokenizer)
         model, _ = opened.model(config, task, _dtype(precision), may_lack_head=task == "classify")
-    with quiet():
-        model = attach_adapter(model.to(device()), folder, is_trainable=False)
+    model = attach_adapter(model.to(device()), folder, is_trainable=False)
     return Loaded(model, tokenizer, task, labels, name, card, precision)
 
 

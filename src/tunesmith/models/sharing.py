@@ -17,7 +17,6 @@ from tunesmith.core.errors import UserError
 from tunesmith.models.adapters import attach_adapter
 from tunesmith.models.load import Loaded, load_tokenizer, load_trained
 from tunesmith.models.machine import preferred_precision
-from tunesmith.models.quiet import quiet
 from tunesmith.models.source import ADAPTER_CONFIG, base_record, read_card, resolve
 from tunesmith.recipe import ModelSettings
 
@@ -48,8 +47,7 @@ class SharedBases:
         base = self._base(card["base"], precision)
         model = _twin(base.model)
         before = _versions(base.model)
-        with quiet():
-            model = attach_adapter(model, source, is_trainable=False)
+        model = attach_adapter(model, source, is_trainable=False)
         assert _versions(base.model) == before, f"{name} wrote to the weights of its base"
         tokenizer = load_tokenizer(ModelSettings(name=str(source))) if any(source.glob("*token*")) else base.tokenizer
         return Loaded(model.eval(), tokenizer, base.task, base.labels, str(name), card, precision)

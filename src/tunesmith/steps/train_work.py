@@ -67,6 +67,7 @@ class Work:
             trains_base_weights=recipe.method.trains_base_weights,
             precision=precision,
             seed=recipe.seed,
+            check=recipe.method.check_model,
         )
         loaded.model.to(device())
         max_length = _max_length(recipe, loaded.context)

@@ -25,7 +25,7 @@ from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpo
 from tunesmith.training.encode import Rows
 from tunesmith.training.guard import SPIKE, SpikeWatch, is_out_of_memory, stopping_on_signals
 from tunesmith.training.learner import Learner
-from tunesmith.training.optim import learning_rate_at, make_optimizer
+from tunesmith.training.optim import learning_rate_at, make_optimizer, set_learning_rate
 from tunesmith.training.order import Order, micro_batches
 
 STEP = "train"
@@ -70,7 +70,7 @@ class Loop:
         self.accelerator = Accelerator(
             cpu=learner.device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=run.path
         )
-        self.optimizer = make_optimizer(learner.model, settings, self.peak_learning_rate)
+        self.optimizer = make_optimizer(learner.trainable(), settings, learner.method.learning_rate_factor)
         self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
         self.spikes = SpikeWatch()
         self.tensors = learner.trainable()
@@ -142,8 +142,7 @@ class Loop:
         self.learner.method.set_training(self.learner.model)
         rows = self.order.rows(state.step)
         rate = learning_rate_at(state.step, self.order.num_steps, self.peak_learning_rate, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         loss_sum, weight = self._accumulate(rows)
         norm = self._scale_and_clip(weight)
         is_sound = math.isfinite(loss_sum) and math.isfinite(norm)

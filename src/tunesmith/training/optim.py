@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -11,19 +11,31 @@ from torch import nn
 from tunesmith.recipe import TrainSettings
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings, learning_rate: float) -> torch.optim.Optimizer:
-    """Fused AdamW (arXiv:1711.05101) over what trains; weight decay on matrices only."""
-    matrices, others = _matrices_and_others(parameter for parameter in model.parameters() if parameter.requires_grad)
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+def make_optimizer(
+    tensors: Mapping[str, nn.Parameter], settings: TrainSettings, factor: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """Fused AdamW (arXiv:1711.05101) over what trains, by name; weight decay on matrices only.
+
+    Each group keeps its `factor`, by which the step's learning rate is multiplied (`set_learning_rate`).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in tensors.items():
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((decay, factor(name)), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=learning_rate,
+        [
+            {"params": parameters, "weight_decay": decay, "factor": factor}
+            for (decay, factor), parameters in groups.items()
+        ],
         betas=(settings.beta1, settings.beta2),
         fused=True,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The step's learning rate, times each group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float, settings: TrainSettings) -> float:
@@ -39,11 +51,3 @@ def learning_rate_at(step: int, num_steps: int, peak: float, settings: TrainSett
     else:
         share = 0.5 * (1 + math.cos(math.pi * done))
     return peak * (settings.final_lr + (1 - settings.final_lr) * share)
-
-
-def _matrices_and_others(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in parameters:
-        (matrices if parameter.ndim >= 2 else others).append(parameter)
-    return matrices, others
