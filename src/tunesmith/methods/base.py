@@ -23,6 +23,10 @@ class Method(Plugin):
     """Whether the base's own weights change, so that they are kept in fp32 while training."""
     is_adapter: ClassVar[bool] = False
     """Whether the result is a small set of weights beside an untouched base."""
+    starts_as_base: ClassVar[bool] = True
+    """Whether the first output is the base's, as the method's paper promises."""
+    can_merge: ClassVar[bool] = True
+    """Whether its result can become a plain model with the same outputs."""
 
     def check_task(self, task: str) -> None:
         """Refuse a task this method cannot train for, before any weight is loaded.
