@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_training import make_learner, make_loop, make_rows
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import build, names, summary
@@ -214,3 +215,79 @@ def test_the_folder_opens_without_tunesmith(
         opened = type(base).from_pretrained(tmp_path / "saved")
     assert torch.allclose(logits(opened.eval(), family[1]), logits(attached, family[1]), atol=1e-5)
     assert not list((tmp_path / "saved").glob("*.bin"))
+
+
+def test_two_adapters_on_one_base_switch_without_a_trace(
+    attached: Any, method: Method, family: tuple[str, Any], tmp_path: Path
+) -> None:
+    if not method.is_adapter:
+        pytest.skip(f"{method.name} changes the base, so there is one of it")
+    disturb(attached)
+    method.save(attached, tmp_path / "first")
+    disturb(attached)
+    method.save(attached, tmp_path / "second")
+    alone = {}
+    for name in ("first", "second"):
+        loaded: Any = method.load(tiny(*family)[0], tmp_path / name)
+        alone[name] = logits(loaded.eval(), family[1])
+    both: Any = method.load(tiny(*family)[0], tmp_path / "first")
+    both.load_adapter(str(tmp_path / "second"), adapter_name="second")
+    both.eval()
+    assert not torch.equal(alone["first"], alone["second"])
+    for name, adapter in (("first", "default"), ("second", "second"), ("first", "default")):
+        both.set_adapter(adapter)
+        assert torch.equal(logits(both, family[1]), alone[name]), name
+
+
+OBJECTIVES = {"classify": "classification", "causal": "clm", "seq2seq": "seq2seq"}
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(method: Method, family: tuple[str, Any], tmp_path: Path) -> None:
+    architecture, task = family
+
+    def loop(folder: str) -> Any:
+        try:
+            return make_loop(tmp_path / folder, method, architecture, OBJECTIVES[task])
+        except UserError as fault:
+            assert fault.code == "method_refused"
+            pytest.skip(f"{method.name} refuses {task}")
+
+    def die(step: int) -> None:
+        if step == 4:
+            raise _KilledError
+
+    straight = loop("straight")
+    straight.fit(lambda step: None)
+    killed = loop("killed")
+    with pytest.raises(_KilledError):
+        killed.fit(die)
+    resumed = loop("killed")
+    assert resumed.restore() == 2  # it died after validating at step 4 and before saving it
+    resumed.fit(lambda step: None)
+    assert straight.tensors.keys() == resumed.tensors.keys()
+    for name, parameter in straight.tensors.items():
+        assert torch.equal(parameter, resumed.tensors[name]), name
+
+
+class _KilledError(Exception):
+    """It stands for kill -9."""
+
+
+def test_packed_rows_have_the_losses_of_single_rows_or_are_refused(method: Method) -> None:
+    objective: Any = build("objectives", "clm")
+    try:
+        learner = make_learner(method, "llama", objective)
+    except UserError as fault:
+        assert fault.code == "method_refused"
+        pytest.skip(f"{method.name} refuses causal")
+    if not learner.layout.is_packed:
+        with pytest.raises(UserError) as caught:
+            make_learner(method, "llama", objective, packing="on")
+        assert caught.value.code == "cannot_pack"
+    disturb(learner.model)
+    features = make_rows(objective, tiny("llama")[1]).features
+    learner.model.eval()
+    with torch.no_grad():
+        together = learner.loss(learner.batch(features))[0]
+        alone = sum(learner.loss(learner.batch([feature]))[0] for feature in features)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)

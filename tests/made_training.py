@@ -1,0 +1,101 @@
+"""Tiny trainings of any method, architecture and objective, for tests that go over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.core.plugins import build
+from tunesmith.core.records import (
+    ChatExample,
+    Example,
+    LabelExample,
+    Message,
+    Origin,
+    PairExample,
+    TextExample,
+)
+from tunesmith.core.run import RunFolder
+from tunesmith.methods.base import Method
+from tunesmith.models.load import Loaded
+from tunesmith.models.tiny import tiny
+from tunesmith.objectives.base import Objective
+from tunesmith.recipe import TrainSettings
+from tunesmith.training.encode import Rows, encode_rows
+from tunesmith.training.learner import Learner
+from tunesmith.training.loop import Loop
+
+LABELS = ("no", "yes", "maybe")
+WORDS = (
+    ("the light is on", "yes"),
+    ("wait for the machine", "no"),
+    ("empty the water tank and clean it", "maybe"),
+    ("press the green button", "no"),
+)
+
+
+def examples(objective: Objective) -> list[Example]:
+    """Four rows that the objective trains on."""
+    kind = objective.accepts[0]
+    origins = [Origin("rows.jsonl", line) for line in range(1, len(WORDS) + 1)]
+    return [_MAKERS[kind](origin, *words) for origin, words in zip(origins, WORDS, strict=True)]
+
+
+def _chat(origin: Origin, text: str, answer: str) -> ChatExample:
+    return ChatExample(origin=origin, messages=(Message("user", text), Message("assistant", answer)))
+
+
+_MAKERS: dict[type[Example], Any] = {
+    TextExample: lambda origin, text, answer: TextExample(origin=origin, text=f"{text}: {answer}"),
+    ChatExample: _chat,
+    LabelExample: lambda origin, text, answer: LabelExample(origin=origin, text=text, label=answer),
+    PairExample: lambda origin, text, answer: PairExample(origin=origin, source=text, target=answer),
+}
+
+
+def labels_of(objective: Objective) -> tuple[str, ...]:
+    """The class names of the four rows, where there are any."""
+    return LABELS if objective.task == "classify" else ()
+
+
+def make_learner(method: Method, architecture: str, objective: Objective, *, packing: Any = "auto") -> Learner:
+    """A tiny random model with the method attached, as a training has it.
+
+    Raises:
+        UserError: The method or the objective refuses the model.
+    """
+    method.check_task(objective.task)
+    model, tokenizer = tiny(architecture, objective.task, labels=labels_of(objective))
+    method.check_model(model.config)
+    loaded = Loaded(model, tokenizer, objective.task, labels_of(objective), "tiny")
+    torch.manual_seed(0)
+    attached = method.attach(model)
+    return Learner.make(loaded, attached, method=method, objective=objective, precision="fp32", packing=packing)
+
+
+def make_rows(objective: Objective, tokenizer: Any, given: Sequence[Example] | None = None) -> Rows:
+    """The four rows, or the given ones, encoded."""
+    rows = given or examples(objective)
+    return encode_rows(rows, objective, tokenizer, max_length=64, labels=labels_of(objective))[0]
+
+
+def make_loop(folder: Path, method: Method, architecture: str, objective: str, **settings: Any) -> Loop:
+    """A training of the four rows in `folder`; one that began there is gone on with by `restore`."""
+    built: Objective = build("objectives", objective)
+    learner = make_learner(method, architecture, built)
+    rows = make_rows(built, tiny(architecture, built.task)[1])
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    wanted = {"steps": 6, "tokens_per_step": 16, "lr": 1e-2, "validations": 3, "patience": 0, "keep": "last"}
+    return Loop(
+        learner,
+        rows,
+        rows,
+        settings=TrainSettings(**{**wanted, **settings}),
+        run=RunFolder(folder),
+        seed=5,
+        fingerprint="f",
+        emit=lambda event: None,
+    )
