@@ -1,7 +1,8 @@
 # Every target does its own set-up from nothing, and running one twice is quick and safe.
 #   make demo    the whole circle on the built-in model and manual, offline, in minutes
 #   make test    the test suite          make check   ruff, mypy, the rules of the tree
-#   make docs    the reference pages     make bench   speed against peers (15 to 30 minutes)
+#   make docs    the reference pages     make matrix  what works with what, tried
+#                                        make bench   speed against peers (15 to 30 minutes)
 
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3))
 JOBS ?= 2
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PEER := $(VENV)-peer
 VERSIONS := pyproject.toml constraints.txt
 
-.PHONY: demo test check docs bench format clean
+.PHONY: demo test check docs matrix bench format clean
 
 demo: $(VENV)/.has-client
 	$(BIN)/tunesmith demo
@@ -27,6 +28,10 @@ check: $(VENV)/.has-dev
 
 docs: $(VENV)/.has-client
 	$(BIN)/python -m tunesmith.reports.reference docs/reference
+
+# What works with what: every method, objective and architecture is tried (about two minutes).
+matrix: $(VENV)/.has-dev
+	cd tests && ../$(BIN)/python -m contracts.matrix
 
 bench: $(VENV)/.has-client $(PEER)/.has-peers
 	$(BIN)/python benchmarks/train_speed.py --peer-python $(PEER)/bin/python

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tunesmith.core.plugins import KINDS, names
 from tunesmith.recipe import TrainSettings
-from tunesmith.reports.reference import pages, write
+from tunesmith.reports.reference import MEASURED, pages, write
 
 KEPT = Path(__file__).parent.parent / "docs" / "reference"
 
@@ -14,7 +14,7 @@ KEPT = Path(__file__).parent.parent / "docs" / "reference"
 def test_the_pages_in_the_repository_are_fresh(tmp_path: Path) -> None:
     write(tmp_path)
     fresh = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.glob("*.md")}
-    kept = {file.name: file.read_text(encoding="utf-8") for file in KEPT.glob("*.md")}
+    kept = {file.name: file.read_text(encoding="utf-8") for file in KEPT.glob("*.md") if file.name not in MEASURED}
     stale = sorted(name for name in fresh | kept if fresh.get(name) != kept.get(name))
     assert stale == [], "run `make docs`"
 

@@ -85,6 +85,8 @@ class Likelihood:
             whole = self.model(**inputs).logits
             with _headless(self.head):
                 hidden = self.model(**inputs).logits
+        except RuntimeError:  # what follows the head wants a whole vocabulary (BART's bias)
+            return False
         finally:
             self.model.train(was_training)
         if hidden.shape[-1] != self.head.weight.shape[1] or hidden.shape[1] != whole.shape[1]:

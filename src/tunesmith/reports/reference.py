@@ -37,12 +37,16 @@ def pages() -> dict[str, str]:
     return written
 
 
+MEASURED = {"matrix.md"}
+"""Pages beside these that are made from tests' results (`make matrix`)."""
+
+
 def write(folder: Path) -> None:
     """Write all pages, and delete pages of what is gone."""
     folder.mkdir(parents=True, exist_ok=True)
     written = pages()
     for old in folder.glob("*.md"):
-        if old.name not in written:
+        if old.name not in written and old.name not in MEASURED:
             old.unlink()
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -54,6 +58,7 @@ def index_page(written: dict[str, str]) -> str:
     for name, text in sorted(written.items()):
         title, summary = text.removeprefix(NOTE).strip().split("\n\n")[:2]
         lines.append(f"- [{title.removeprefix('# ')}]({name}): {summary}")
+    lines.append("- [What works with what](matrix.md): every method × objective × architecture, as the tests found it.")
     return _page("Reference", "\n".join(lines))
 
 
