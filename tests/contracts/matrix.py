@@ -1,0 +1,156 @@
+"""Every method × objective × architecture, tried: `make matrix` writes what came out, the tests hold it.
+
+A cell is "" where four rows are learnt within 60 steps, else the reason of the refusal. The results are kept in
+matrix.json; docs/reference/matrix.md is drawn from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+
+import torch
+from made_training import make_learner, make_rows
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.plugins import build, names
+from tunesmith.methods.base import Method
+from tunesmith.models.configuration import check_task
+from tunesmith.models.tiny import ARCHITECTURES, DECODERS, ENCODER_DECODERS, ENCODERS, tiny
+from tunesmith.objectives.base import Objective
+from tunesmith.training.learner import Learner
+
+Cell = tuple[str, str, str]
+"""Method, objective, architecture."""
+RESULTS = Path(__file__).parent / "matrix.json"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "matrix.md"
+MAX_STEPS = 60
+LEARNT = 0.95
+"""A loss below this share of the first counts as learnt."""
+FAMILIES = {"encoder": ENCODERS, "decoder": DECODERS, "encoder-decoder": ENCODER_DECODERS}
+
+
+def methods() -> list[str]:
+    """The methods with default settings; `peft` stands for any type and names one."""
+    return names("methods")
+
+
+def columns() -> list[tuple[str, str]]:
+    """Objectives with the architectures that can do them at all."""
+    return [
+        (objective, architecture)
+        for objective, architecture in product(names("objectives"), ARCHITECTURES)
+        if _can_do(architecture, build("objectives", objective))
+    ]
+
+
+def outcome(cell: Cell) -> str:
+    """Try one cell: "" if it learns, else the refusal's reason.
+
+    Raises:
+        AssertionError: It neither learns nor refuses.
+    """
+    method: Method = build("methods", _spec(cell[0]))
+    objective: Objective = build("objectives", cell[1])
+    try:
+        learner = make_learner(method, cell[2], objective)
+    except UserError as fault:
+        assert fault.code == "method_refused", fault
+        return fault.message
+    losses = _train(learner, make_rows(objective, tiny(cell[2], objective.task)[1]))
+    assert min(losses) < LEARNT * losses[0], (cell, losses[0], losses[-1])
+    return ""
+
+
+def read_results() -> dict[Cell, str]:
+    """The kept results."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return {
+        (method, objective, architecture): reason
+        for method, by_objective in found.items()
+        for objective, by_architecture in by_objective.items()
+        for architecture, reason in by_architecture.items()
+    }
+
+
+def page(results: dict[Cell, str]) -> str:
+    """The results as tables, one per objective."""
+    reasons = list(dict.fromkeys(reason for reason in results.values() if reason))
+    trained = sum(not reason for reason in results.values())
+    lines = [
+        "<!-- Written by `make matrix` from the contract tests' results; do not edit. -->",
+        "",
+        "# What works with what",
+        "",
+        "Each cell was tried on a tiny random model of the architecture: ● four rows are learnt within 60 steps "
+        "(the loss falls by a twentieth or more); a number is a refusal before training, with its reason below. "
+        f"{trained:,} of {len(results):,} combinations train. What an architecture cannot do at all "
+        "(masked words with Llama) has no column.",
+    ]
+    for objective in names("objectives"):
+        architectures = [name for name in ARCHITECTURES if any(key[1:] == (objective, name) for key in results)]
+        families = {kind: [a for a in architectures if a in members] for kind, members in FAMILIES.items()}
+        lines += ["", f"## {objective}", ""]
+        lines.append("Architectures: " + "; ".join(f"{kind}s {', '.join(m)}" for kind, m in families.items() if m) + ".")
+        lines += ["", "| method | " + " | ".join(architectures) + " |", "| --- |" + " :-: |" * len(architectures)]
+        for method in methods():
+            cells = [results[method, objective, name] for name in architectures]
+            marks = [str(reasons.index(reason) + 1) if reason else "●" for reason in cells]
+            lines.append(f"| {method} | " + " | ".join(marks) + " |")
+    lines += ["", "## Reasons", ""]
+    lines += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n".join(lines) + "\n"
+
+
+def write(cells: Iterable[Cell]) -> None:
+    """Try the cells, keep their results, and draw the page."""
+    results: dict[str, dict[str, dict[str, str]]] = {}
+    for cell in cells:
+        method, objective, architecture = cell
+        results.setdefault(method, {}).setdefault(objective, {})[architecture] = outcome(cell)
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(read_results()), encoding="utf-8")
+
+
+def all_cells() -> list[Cell]:
+    """Every combination that is tried."""
+    return [(method, *column) for method in methods() for column in columns()]
+
+
+def _spec(method: str) -> str | dict[str, str]:
+    return {"name": "peft", "type": "VERA"} if method == "peft" else method
+
+
+def _can_do(architecture: str, objective: Objective) -> bool:
+    try:
+        check_task(tiny(architecture)[0].config, objective.task, architecture)
+    except UserError:
+        return False
+    return True
+
+
+def _train(learner: Learner, rows: object) -> list[float]:
+    """The losses of up to 60 steps on all rows at once, until they are learnt."""
+    features = rows.features  # type: ignore[attr-defined]
+    method = learner.method
+    parameters = list(learner.trainable().values())
+    optimizer = torch.optim.AdamW(parameters, lr=max(1e-2, method.learning_rate))
+    method.set_training(learner.model)
+    losses: list[float] = []
+    for _ in range(MAX_STEPS):
+        optimizer.zero_grad()
+        batch = learner.batch(features)
+        loss = learner.loss(batch)[0] / batch.weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+        if losses[-1] < LEARNT * losses[0]:
+            break
+    return losses
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    write(all_cells())
