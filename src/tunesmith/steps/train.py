@@ -116,16 +116,7 @@ def _train(run: RunFolder, work: Work) -> None:
     started = time.perf_counter()
     recipe, emit = work.recipe, work.emit
     run.write("environment.json", environment(machine=describe().to_dict(), seed=recipe.seed))
-    loop = Loop(
-        work.learner,
-        work.rows,
-        work.validation,
-        settings=recipe.train,
-        run=run,
-        seed=recipe.seed,
-        fingerprint=recipe.fingerprint(),
-        emit=emit,
-    )
+    loop = make_loop(run, work)
     first = loop.restore()
     emit(head(run, work, loop.order.num_steps, first))
     state = loop.fit(_Sampler(run, work))
@@ -138,6 +129,20 @@ def _train(run: RunFolder, work: Work) -> None:
     run.set_state("finished")
     seconds = time.perf_counter() - started
     emit(tail(run, work, state, after, seconds))
+
+
+def make_loop(run: RunFolder, work: Work) -> Loop:
+    """The loop that trains this work into this folder."""
+    return Loop(
+        work.learner,
+        work.rows,
+        work.validation,
+        settings=work.recipe.train,
+        run=run,
+        seed=work.recipe.seed,
+        fingerprint=work.recipe.fingerprint(),
+        emit=work.emit,
+    )
 
 
 class _Sampler:

@@ -46,7 +46,8 @@ class Work:
     emit: Emit
 
     @staticmethod
-    def prepare(recipe: Recipe, data: DataSet, emit: Emit) -> Work:
+    def prepare(recipe: Recipe, data: DataSet, emit: Emit, *, is_scored: bool = True) -> Work:
+        """Everything ready; a trial of a search leaves out the scores of the base (`is_scored`)."""
         torch.manual_seed(recipe.seed)
         objective = recipe.objective
         assert isinstance(objective, Objective), objective
@@ -77,7 +78,9 @@ class Work:
         for finding in (*data.findings, *findings):
             emit(finding)
         held_out = tuple(data.test or spread(data.validation, MAX_VALIDATION_ANSWERS))
-        before = score_rows(recipe, loaded, held_out, emit, "scoring the base")
+        before = Evaluation((), (), 0.0, None, 0)
+        if is_scored:
+            before = score_rows(recipe, loaded, held_out, emit, "scoring the base")
         model = recipe.method.attach(loaded.model)
         learner = Learner.make(
             loaded,

@@ -139,16 +139,10 @@ class Loop:
     def _step(self) -> None:
         started = time.perf_counter()
         state, settings = self.state, self.settings
-        self.learner.method.set_training(self.learner.model)
         rows = self.order.rows(state.step)
         rate = learning_rate_at(state.step, self.order.num_steps, self.peak_learning_rate, settings)
-        set_learning_rate(self.optimizer, rate)
-        loss_sum, weight = self._accumulate(rows)
-        norm = self._scale_and_clip(weight)
+        loss_sum, weight, norm = self.update(rows, rate)
         is_sound = math.isfinite(loss_sum) and math.isfinite(norm)
-        if is_sound:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.num_tokens += sum(self.rows.features[row].num_tokens for row in rows)
         seconds = time.perf_counter() - started
@@ -161,6 +155,20 @@ class Loop:
             self._log_step(loss_sum / weight, norm, rate)
         else:
             self._log_bad_step(rows, loss_sum, norm)
+
+    def update(self, rows: Sequence[int], rate: float) -> tuple[float, float, float]:
+        """One optimiser step on these rows: their loss sum, its weight, the gradient's norm before clipping.
+
+        Weights stay as they are where one of them is not finite. Counters and logs are left to the caller.
+        """
+        self.learner.method.set_training(self.learner.model)
+        set_learning_rate(self.optimizer, rate)
+        loss_sum, weight = self._accumulate(rows)
+        norm = self._scale_and_clip(weight)
+        if math.isfinite(loss_sum) and math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss_sum, weight, norm
 
     def _accumulate(self, rows: Sequence[int]) -> tuple[float, float]:
         """Add up the gradients of a step's rows: its loss sum and its weight, over all ranks."""
