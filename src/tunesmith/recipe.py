@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import Plugin, build, find, names, plugin
 from tunesmith.core.settings import Locate, Settings, validate
+from tunesmith.core.yaml_text import locator, parse_yaml
 from tunesmith.formats.base import Format
 from tunesmith.launchers.base import Launcher
 from tunesmith.methods.base import Method
@@ -45,12 +46,40 @@ class ModelSettings(Settings):
 
 
 class SourceSettings(Settings):
-    """One of several sources that are mixed."""
+    """One of several sources that are mixed, or a task of its own."""
 
     path: str
     """A file, a compressed file, or a folder of files."""
+    name: str = ""
+    """What it is called in the log, in the scores and as a folder; the file's name without its ending where empty."""
     weight: PositiveFloat = 1.0
-    """How often its rows are drawn, relative to the others, per row."""
+    """How often its rows are drawn, relative to the others, per row, on top of `data.mixing`."""
+    objective: Annotated[Objective, *plugin("objectives")] | Literal["shared"] = "shared"
+    """`shared`: one model with one head for all sources. Named: a task of its own, with its own head on the backbone."""
+    loss_weight: PositiveFloat = 1.0
+    """By what a task's mean loss is multiplied before the tasks are added up; sources that share a head share a loss."""
+    format: Annotated[Format, *plugin("formats")] | Literal["auto"] = "auto"
+    """The shape of its rows; `auto` takes `data.format`."""
+    columns: dict[str, str] = {}
+    """Names for its columns; `data.columns` where empty."""
+    validation: str = ""
+    """A file of its validation rows; otherwise they are split off."""
+    test: str = ""
+    """A file of its held-out rows; otherwise they are split off."""
+
+    @property
+    def title(self) -> str:
+        """The name, or what the path makes of it."""
+        return self.name or Path(self.path).name.partition(".")[0] or self.path
+
+
+class Temperature(Settings):
+    """Sources drawn by their size to the power of 1/T: T5's temperature-scaled mixing."""
+
+    temperature: Annotated[float, Field(ge=1)] = 2.0
+    """1 is proportional; the higher, the nearer to equal."""
+    size_limit: NonNegativeInt = 0
+    """A source counts as at most so many rows (T5's artificial limit K); 0 sets no limit."""
 
 
 class SplitSettings(Settings):
@@ -62,13 +91,17 @@ class SplitSettings(Settings):
     """Share of the rows kept for the final scores."""
     group_by: str = ""
     """A column; rows with the same value stay on one side (a customer, a document)."""
+    seed: NonNegativeInt | Literal["recipe"] = "recipe"
+    """What decides who is held out; `recipe` is the recipe's seed. Runs that differ in their seed alone share this."""
 
 
 class DataSettings(Settings):
     """Where rows come from and what is done to them."""
 
     source: str | tuple[SourceSettings, ...]
-    """A file, a compressed file, a folder, or a list of `{path, weight}`."""
+    """A file, a compressed file, a folder, or a list of `{path, name, weight, objective, …}`."""
+    mixing: Literal["proportional", "equal"] | Temperature = "proportional"
+    """How often each of several sources is drawn: by its rows, all alike, or `{temperature: 2}` in between."""
     validation: str = ""
     """A file of validation rows; otherwise they are split off the source."""
     test: str = ""
@@ -90,6 +123,8 @@ class DataSettings(Settings):
     """Longest example in tokens; `model` is the model's own context."""
     limit: NonNegativeInt = 0
     """Use only the first so many training rows after shuffling; 0 uses all."""
+    shots: NonNegativeInt = 0
+    """Train on so many rows of each class, drawn by the seed (so many rows in all without classes); 0 uses all."""
 
 
 class TrainSettings(Settings):
@@ -210,13 +245,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     text = _read(path)
-    node, values = _parse(text, path)
+    node, values = parse_yaml(text, path)
     if not isinstance(values, dict):
         raise UserError("a recipe is a mapping of settings.", code="bad_recipe", where=str(path), remedy=_MINIMAL)
     for override in overrides:
         apply_override(values, override)
     values.setdefault("name", path.stem)
-    return make_recipe(values, locate=_locator(node, text, path))
+    return make_recipe(values, locate=locator(node, text, path))
 
 
 def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> Recipe:
@@ -234,8 +269,8 @@ def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> R
         rows = [_compare_row(row, i, locate) for i, row in enumerate(compare["rows"])]
         full["compare"] = {**compare, "rows": rows}
     data = full.get("data")
-    if isinstance(data, Mapping) and data.get("format", "auto") != "auto":
-        full["data"] = {**data, "format": _build_at("formats", data["format"], ("data", "format"), locate)}
+    if isinstance(data, Mapping):
+        full["data"] = _data(data, locate)
     for key, folder in (("method", "methods"), ("objective", "objectives"), ("launcher", "launchers")):
         if key in full and full[key] != "auto":
             full[key] = _build_at(folder, full[key], (key,), locate)
@@ -294,67 +329,24 @@ def _read(path: Path) -> str:
         raise UserError(f"the recipe cannot be read: {fault}.", code="bad_recipe", where=str(path)) from None
 
 
-def _parse(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
-    """The syntax tree, for places, and the plain values."""
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                where = f"{path}:{line}"
-                raise UserError("aliases (*name) are not allowed in a recipe.", code="bad_recipe", where=where)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_repeated_keys(node, path)
-        return node, yaml.safe_load(text)
-    except yaml.MarkedYAMLError as fault:
-        mark = fault.problem_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"this is not YAML: {fault.problem}.", code="bad_yaml", where=where) from None
-    except (yaml.YAMLError, ValueError) as fault:  # a control character, a date such as 2025-99-99
-        reason = str(fault).partition("\n")[0].rstrip(".")
-        raise UserError(f"this is not YAML: {reason}.", code="bad_yaml", where=str(path)) from None
-    except RecursionError:
-        raise UserError("this is nested too deeply for a recipe.", code="bad_yaml", where=str(path)) from None
+def _data(data: Mapping[str, Any], locate: Locate | None) -> dict[str, Any]:
+    full = dict(data)
+    if full.get("format", "auto") != "auto":
+        full["format"] = _build_at("formats", full["format"], ("data", "format"), locate)
+    if isinstance(full.get("source"), list | tuple):
+        full["source"] = [_source(source, i, locate) for i, source in enumerate(full["source"])]
+    return full
 
 
-def _refuse_repeated_keys(node: yaml.Node | None, path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                where = f"{path}:{key.start_mark.line + 1}"
-                raise UserError("a key must be a word.", code="bad_yaml", where=where)
-            if key.value in seen:
-                where = f"{path}:{key.start_mark.line + 1}"
-                raise UserError(f'"{key.value}" is set twice.', code="repeated_key", where=where, remedy="Keep one.")
-            seen.add(key.value)
-            _refuse_repeated_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(value, path)
-
-
-def _locator(root: yaml.Node | None, text: str, path: Path) -> Locate:
-    lines = text.splitlines()
-
-    def locate(keys: tuple[str | int, ...]) -> tuple[str, str]:
-        node, mark = root, None
-        for key in keys:
-            if isinstance(node, yaml.MappingNode):
-                pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
-                if pair is None:
-                    break
-                mark, node = pair[0].start_mark, pair[1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-                node = node.value[key]
-                mark = node.start_mark
-        if mark is None:
-            return str(path), ""
-        first = max(0, mark.line - 1)
-        shown = [f"{number + 1:>4} | {lines[number]}" for number in range(first, mark.line + 1)]
-        shown.append(f"     | {' ' * mark.column}{'^' * len(str(keys[-1]))}")
-        return f"{path}:{mark.line + 1}", "\n".join(shown)
-
-    return locate
+def _source(source: Any, index: int, locate: Locate | None) -> Any:
+    full = {"path": source} if isinstance(source, str) else source
+    if not isinstance(full, Mapping):
+        return full
+    full = dict(full)
+    for key, folder, plain in (("objective", "objectives", "shared"), ("format", "formats", "auto")):
+        if full.get(key, plain) != plain:
+            full[key] = _build_at(folder, full[key], ("data", "source", index, key), locate)
+    return full
 
 
 def _compare_row(row: Any, index: int, locate: Locate | None) -> Any:
