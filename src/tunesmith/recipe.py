@@ -54,10 +54,10 @@ class SourceSettings(Settings):
     """What it is called in the log, in the scores and as a folder; the file's name without its ending where empty."""
     weight: PositiveFloat = 1.0
     """How often its rows are drawn, relative to the others, per row, on top of `data.mixing`."""
-    objective: Annotated[Objective, *plugin("objectives")] | Literal["shared"] = "shared"
-    """`shared`: one model with one head for all sources. Named: a task of its own, with its own head on the backbone."""
+    objective: Annotated[Objective, *plugin("objectives")] | Literal["auto"] = "auto"
+    """`auto`: all sources share the recipe's objective and one head. Named: a task of its own, with a head of its own."""
     loss_weight: PositiveFloat = 1.0
-    """By what a task's mean loss is multiplied before the tasks are added up; sources that share a head share a loss."""
+    """By what a task's mean loss is multiplied before the tasks are added up; for sources with their own objective."""
     format: Annotated[Format, *plugin("formats")] | Literal["auto"] = "auto"
     """The shape of its rows; `auto` takes `data.format`."""
     columns: dict[str, str] = {}
@@ -343,8 +343,8 @@ def _source(source: Any, index: int, locate: Locate | None) -> Any:
     if not isinstance(full, Mapping):
         return full
     full = dict(full)
-    for key, folder, plain in (("objective", "objectives", "shared"), ("format", "formats", "auto")):
-        if full.get(key, plain) != plain:
+    for key, folder in (("objective", "objectives"), ("format", "formats")):
+        if full.get(key, "auto") != "auto":
             full[key] = _build_at(folder, full[key], ("data", "source", index, key), locate)
     return full
 
