@@ -103,7 +103,7 @@ def load_data(settings: DataSettings, *, seed: int) -> DataSet:
         validation=0.0 if settings.validation else share.validation,
         test=0.0 if settings.test else share.test,
         group_by=share.group_by,
-        seed=seed,
+        seed=seed if share.seed == "recipe" else share.seed,
     )
     validation = held[0].examples if held[0] else tuple(examples[i] for i in sides.validation)
     test = held[1].examples if held[1] else tuple(examples[i] for i in sides.test)
