@@ -92,6 +92,8 @@ class SplitSettings(Settings):
     group_by: str = ""
     """A column; rows with the same value stay on one side (a customer, a document)."""
     seed: NonNegativeInt | Literal["recipe"] = "recipe"
+    """Seeds which rows are held out; `recipe` is the recipe's own seed."""
+    seed: NonNegativeInt | Literal["recipe"] = "recipe"
     """What decides who is held out; `recipe` is the recipe's seed. Runs that differ in their seed alone share this."""
 
 
@@ -192,6 +194,12 @@ class CompareRow(Settings):
     """What is trained first; nothing where left out."""
     run: str = ""
     """A finished run of the same data, instead of a method that is trained first."""
+    baseline: Literal["", "tfidf", "frozen_features"] = ""
+    """A classical classifier instead: logistic regression on TF-IDF or on the frozen model's states."""
+    model: ModelSettings | None = None
+    """Another base model for this row; the recipe's where left out."""
+    lr: tuple[PositiveFloat, ...] = ()
+    """Learning rates to try with the first seed; the one with the lowest validation loss is used."""
     train: dict[str, Any] = {}
     """Settings of `train` for this row, over the recipe's."""
 
@@ -203,6 +211,10 @@ class CompareSettings(Settings):
     """Left out: zero-shot, few-shot, retrieval (with `data.documents`), and the recipe's method."""
     limit: NonNegativeInt = 0
     """Score only the first so many held-out rows; 0 scores all."""
+    seeds: PositiveInt = 1
+    """Train every method with so many seeds, counted from the recipe's, on the same split of the rows."""
+    tries: dict[str, Any] = {}
+    """Settings of `train` while the learning rates of a row are tried, over the row's: `{epochs: 1}`."""
 
 
 class Recipe(Settings):
@@ -354,6 +366,8 @@ def _compare_row(row: Any, index: int, locate: Locate | None) -> Any:
     if not isinstance(full, Mapping):
         return full
     full = dict(full)
+    if isinstance(full.get("model"), str):
+        full["model"] = {"name": full["model"]}
     for key, folder in (("prompting", "prompting"), ("method", "methods")):
         if full.get(key) is not None:
             full[key] = _build_at(folder, full[key], ("compare", "rows", index, key), locate)
