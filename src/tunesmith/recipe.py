@@ -92,8 +92,6 @@ class SplitSettings(Settings):
     group_by: str = ""
     """A column; rows with the same value stay on one side (a customer, a document)."""
     seed: NonNegativeInt | Literal["recipe"] = "recipe"
-    """Seeds which rows are held out; `recipe` is the recipe's own seed."""
-    seed: NonNegativeInt | Literal["recipe"] = "recipe"
     """What decides who is held out; `recipe` is the recipe's seed. Runs that differ in their seed alone share this."""
 
 
