@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import Plugin, build, find, names, plugin
 from tunesmith.core.settings import Locate, Settings, validate
+from tunesmith.core.space import SearchSettings, refuse_ranges
 from tunesmith.core.yaml_text import locator, parse_yaml
 from tunesmith.formats.base import Format
 from tunesmith.launchers.base import Launcher
@@ -55,7 +56,7 @@ class SourceSettings(Settings):
     weight: PositiveFloat = 1.0
     """How often its rows are drawn, relative to the others, per row, on top of `data.mixing`."""
     objective: Annotated[Objective, *plugin("objectives")] | Literal["auto"] = "auto"
-    """`auto`: all sources share the recipe's objective and one head. Named: a task of its own, with a head of its own."""
+    """`auto`: all sources share the recipe's objective and one head. Named: a task of its own, with its own head."""
     loss_weight: PositiveFloat = 1.0
     """By what a task's mean loss is multiplied before the tasks are added up; for sources with their own objective."""
     format: Annotated[Format, *plugin("formats")] | Literal["auto"] = "auto"
@@ -231,6 +232,7 @@ class Recipe(Settings):
     """Metrics of the held-out rows; `auto` follows the objective."""
     generate: GenerateSettings = GenerateSettings()
     compare: CompareSettings = CompareSettings()
+    search: SearchSettings = SearchSettings()
     launcher: Annotated[Launcher, *plugin("launchers")] = Field(default="local", validate_default=True)  # type: ignore[assignment]
     """Where it runs."""
     seed: NonNegativeInt = 1
@@ -253,6 +255,17 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: The file is missing, is no YAML, or holds an unknown key or a bad value.
     """
+    values, locate = read_values(path, overrides)
+    refuse_ranges(values, locate)
+    return make_recipe(values, locate=locate)
+
+
+def read_values(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Locate]:
+    """The plain values of a YAML file with `key=value` overrides applied, and the places of its keys.
+
+    Raises:
+        UserError: The file is missing, or is no YAML of settings.
+    """
     path = Path(path)
     text = _read(path)
     node, values = parse_yaml(text, path)
@@ -261,7 +274,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(values, override)
     values.setdefault("name", path.stem)
-    return make_recipe(values, locate=locator(node, text, path))
+    return values, locator(node, text, path)
 
 
 def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> Recipe:
@@ -310,7 +323,12 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
-    *groups, last = key.strip().split(".")
+    put(values, key.strip(), value)
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of plain recipe values, in place; `method.rank` of a method named in short makes it long."""
+    *groups, last = key.split(".")
     current = values
     for group in groups:
         inner = current.get(group)
@@ -393,6 +411,7 @@ def _keys_by_place(values: Mapping[str, Any]) -> dict[str, list[str]]:
         "train": list(TrainSettings.model_fields),
         "generate": list(GenerateSettings.model_fields),
         "compare": list(CompareSettings.model_fields),
+        "search": list(SearchSettings.model_fields),
     }
     method = values.get("method", "lora")
     name = method.name if isinstance(method, Plugin) else method if isinstance(method, str) else ""
