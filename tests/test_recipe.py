@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import UserError
-from tunesmith.recipe import Recipe, apply_override, make_recipe, override_recipe, read_recipe
+from tunesmith.core.overrides import apply_override
+from tunesmith.recipe import Recipe, make_recipe, override_recipe, read_recipe
 
 SMALLEST = "model: tunesmith/base\ndata: {source: rows.jsonl}\n"
 

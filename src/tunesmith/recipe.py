@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tunesmith.core.errors import UserError
+from tunesmith.core.overrides import apply_override
 from tunesmith.core.plugins import Plugin, build, find, names, plugin
 from tunesmith.core.settings import Locate, Settings, validate
 from tunesmith.core.space import SearchSettings, refuse_ranges
@@ -306,39 +307,6 @@ def override_recipe(recipe: Recipe, **sections: Any) -> Recipe:
     for key, value in sections.items():
         values[key] = {**values[key], **value} if isinstance(value, Mapping) and key in ("train", "data") else value
     return make_recipe(values)
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Apply `train.lr=2e-4` to plain recipe values, in place; the right side is YAML.
-
-    Raises:
-        UserError: It is not of the form KEY=VALUE.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(
-            f'"{override}" is not of the form KEY=VALUE;', code="bad_override", remedy="for example: method.rank=32"
-        )
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        value = text
-    put(values, key.strip(), value)
-
-
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of plain recipe values, in place; `method.rank` of a method named in short makes it long."""
-    *groups, last = key.split(".")
-    current = values
-    for group in groups:
-        inner = current.get(group)
-        if isinstance(inner, str):
-            inner = {"name": inner}
-        elif not isinstance(inner, dict):
-            inner = {"name": "lora"} if group == "method" and inner is None else {}
-        current[group] = inner
-        current = inner
-    current[last] = value
 
 
 _MINIMAL = "The smallest is:\nmodel: tunesmith/base\ndata: {source: rows.jsonl}"

@@ -101,7 +101,8 @@ def prepare(
 
 def _recipe(file: str, settings: list[str] | None, model: str) -> Recipe:
     """The recipe of a YAML file, or the smallest around a file of rows; options win."""
-    from tunesmith.recipe import apply_override, make_recipe, read_recipe
+    from tunesmith.core.overrides import apply_override
+    from tunesmith.recipe import make_recipe, read_recipe
 
     overrides = [*(settings or []), *([f"model={model}"] if model else [])]
     if Path(file).suffix in (".yaml", ".yml"):

@@ -11,7 +11,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ class SearchSettings(Settings):
     metric: str = "auto"
     """What is best: a metric of `evaluate` on the validation rows; `auto` is their loss."""
     train_best: bool = True
-    """Train the best recipe once more at the end, as a run, whose test rows (if any) are then scored for the only time."""
+    """Train the best recipe once more at the end, as a run; its test rows, if any, are scored then and only then."""
     space: dict[str, Any] = {}
     """What varies, by dotted name: `{low, high, log, step}`, or a list of values (of methods, too)."""
 
@@ -167,7 +167,10 @@ def take_space(values: Mapping[str, Any], locate: Locate | None = None) -> tuple
             key = ".".join(path)
             places[key] = locate(("search", "space", *path)) if locate else ("", "")
             if key in axes:
-                raise UserError(f"`{key}` has two ranges.", code="repeated_key", where=places[key][0], remedy="Keep one.")
+                where, frame = places[key]
+                raise UserError(
+                    f"`{key}` has two ranges.", code="repeated_key", where=where, remedy="Keep one.", frame=frame
+                )
             axes[key] = _axis(key, spec, places[key])
     if not axes:
         raise UserError("there is nothing to search: no key has a range.", code="no_space", remedy=_EXAMPLE)
@@ -230,6 +233,9 @@ def _flat(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tu
             yield whole, inner
 
 
+Fault = Callable[..., UserError]
+
+
 def _axis(key: str, spec: Any, place: tuple[str, str]) -> Axis:
     def fault(message: str, code: str = "bad_range", remedy: str = "") -> UserError:
         return UserError(f"`{key}`: {message}", code=code, where=place[0], remedy=remedy, frame=place[1])
@@ -241,6 +247,10 @@ def _axis(key: str, spec: Any, place: tuple[str, str]) -> Axis:
         return Choice(tuple(_options(options, fault)))
     if not isinstance(spec, Mapping) or not spec:
         raise fault(f"{spec!r} is neither a range nor a list.", remedy="Write {low: 1, high: 8}, or [1, 2, 4].")
+    return _range(spec, fault)
+
+
+def _range(spec: Mapping[str, Any], fault: Fault) -> Range:
     for name in spec:
         if name not in RANGE_KEYS:
             hint = suggest(str(name), RANGE_KEYS).sentence() or f"A range has {', '.join(RANGE_KEYS)}."
@@ -264,7 +274,7 @@ def _axis(key: str, spec: Any, place: tuple[str, str]) -> Axis:
     return Range(low, high, is_log, step)
 
 
-def _options(options: Sequence[Any], fault: Any) -> Iterator[Any]:
+def _options(options: Sequence[Any], fault: Fault) -> Iterator[Any]:
     if len(options) < 2:
         raise fault("a list of one value, or none, leaves no choice.", "empty_range", "Name at least two.")
     read = [_number(option) for option in options]
