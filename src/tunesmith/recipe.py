@@ -158,6 +158,9 @@ class TrainSettings(Settings):
     """Gradients are scaled down to this norm; 0 switches it off."""
     packing: Literal["auto", "on", "off"] = "auto"
     """Put several examples into one row without attention between them; `auto` where the model can."""
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    """Where frozen blocks' output is kept, so that they run once a row; `auto`: in a quarter of the free memory, else
+    in half of the free disk, else not at all. Takes part where a method freezes the first blocks."""
     validations: PositiveInt = 10
     """How often validation rows are scored in a run, evenly spread."""
     patience: NonNegativeInt = 4

@@ -14,6 +14,7 @@ import pytest
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import ChatExample, LabelExample
 from tunesmith.data.load import DataSet, load_data, read_examples, recognise
+from tunesmith.data.mix import repeated
 from tunesmith.data.repeats import question_of
 from tunesmith.recipe import DataSettings, SourceSettings, SplitSettings
 
@@ -205,8 +206,10 @@ def test_sources_are_mixed_by_weight_and_nothing_is_lost() -> None:
     a, b = write("a.jsonl", questions(100)), write("b.jsonl", questions(100, start=500))
     sources = (SourceSettings(path=a, weight=2.5), SourceSettings(path=b, weight=1))
     data = load(source=sources, split=SplitSettings(validation=0))
-    assert Counter(example.origin.file for example in data.train) == {"a.jsonl": 250, "b.jsonl": 100}
-    assert len(asked(data.train)) == 200
+    assert data.copies == {"a": 2.5, "b": 1.0}
+    assert Counter(example.source for example in data.train) == {"a": 100, "b": 100}
+    assert Counter(example.origin.file for example in repeated(data)) == {"a.jsonl": 250, "b.jsonl": 100}
+    assert len(asked(repeated(data))) == 200
     assert data == load(source=sources, split=SplitSettings(validation=0))
 
 

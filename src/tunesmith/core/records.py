@@ -53,6 +53,8 @@ class Example:
 
     origin: Origin
     fields: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    """The name of the data source it came from, where there are several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,38 @@ class LabelExample(Example):
     text: str
     label: str
     text_pair: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiLabelExample(Example):
+    """A text, or a pair of texts, with the set of classes it belongs to; the set may be empty."""
+
+    text: str
+    labels: tuple[str, ...]
+    """Sorted, each once."""
+    text_pair: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberExample(Example):
+    """A text, or a pair of texts, with a number (regression)."""
+
+    text: str
+    value: float
+    text_pair: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagExample(Example):
+    """The words of a text, each with its tag."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The words with single spaces between them: what a model reads."""
+        return " ".join(self.words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +164,8 @@ class Outcome:
     """One answer of one predictor to one example, with its clock.
 
     Generating predictors fill `answer`; classifiers fill `answer` with the label's name and `probabilities`;
-    likelihood passes fill `nll_nats` and `num_scored_tokens` (the reference's, summed).
+    likelihood passes fill `nll_nats` and `num_scored_tokens` (the reference's, summed). Regression gives its number
+    as text. Where a row has several labels, `answer_labels` and `reference_labels` hold them, and the texts join them.
     """
 
     origin: str
@@ -139,6 +174,9 @@ class Outcome:
     reference: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    answer_labels: tuple[str, ...] | None = None
+    """A set of classes (sorted), or one tag per word; None where the row has one answer."""
+    reference_labels: tuple[str, ...] | None = None
     nll_nats: float | None = None
     num_scored_tokens: int = 0
     num_prompt_tokens: int = 0

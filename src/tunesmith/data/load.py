@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from tunesmith.core.plugins import build
 from tunesmith.core.publish import verify
 from tunesmith.core.records import Example, LabelExample, Origin
 from tunesmith.data.findings import Findings
+from tunesmith.data.mix import copies_per_epoch, named, refuse_tasks, settings_of, sources_of
 from tunesmith.data.read import Loaded, SourceFile, read_examples, recognise, source_files
 from tunesmith.data.repeats import content_key, normalise, note_leaks, question_of, without_repeats
-from tunesmith.data.split import split, unit_hash
+from tunesmith.data.shots import draw_shots
+from tunesmith.data.split import Sides, split, unit_hash
 from tunesmith.data.write import FORMATS, contents_sha256
-from tunesmith.recipe import DataSettings
+from tunesmith.recipe import DataSettings, SourceSettings
 
 __all__ = ["CARD", "DataSet", "Loaded", "SourceFile", "load_data", "read_examples", "recognise", "source_files"]
 
@@ -46,6 +48,8 @@ class DataSet:
     """Rows read but not used, by reason."""
     files: tuple[SourceFile, ...] = ()
     seed: int = 0
+    copies: Mapping[str, float] = field(default_factory=dict)
+    """How often each source's rows are read in an epoch, where there are several sources."""
 
     def card(self) -> dict[str, Any]:
         """The data card: counts, sums of the files and of each side's contents. Equal data have equal cards."""
@@ -56,6 +60,7 @@ class DataSet:
             "format": self.format_name,
             "seed": self.seed,
             "rows": {"read": self.num_read, **{side: len(examples) for side, examples in sides.items()}},
+            **({"copies": dict(self.copies)} if self.copies else {}),
             "left_out": dict(self.num_left_out),
             "labels": {label: labels[label] for label in self.labels},
             "files": [{"name": f.name, "bytes": f.num_bytes, "sha256": f.sha256} for f in self.files],
@@ -72,19 +77,23 @@ def load_data(settings: DataSettings, *, seed: int) -> DataSet:
     """
     if isinstance(settings.source, str) and (Path(settings.source) / CARD).is_file():
         return _load_prepared(settings, Path(settings.source), seed)
-    sources = [(settings.source, 1.0)] if isinstance(settings.source, str) else []
-    sources = sources or [(source.path, source.weight) for source in settings.source if not isinstance(source, str)]
-    loaded = [read_examples(path, settings) for path, _ in sources]
-    held = [read_examples(path, settings) if path else None for path in (settings.validation, settings.test)]
-    everything = [*loaded, *(part for part in held if part)]
+    sources = sources_of(settings)
+    refuse_tasks(settings)
+    loaded = [read_examples(source.path, settings_of(settings, source)) for source in sources]
+    held = [_held(settings, sources, side) for side in ("validation", "test")]
+    everything = [*loaded, *(part for side in held for part in side.values())]
     _refuse_mixed_kinds(everything)
     found = Findings()
     for part in everything:
         found.update(part.details)
     num_faults = sum(part.num_faults for part in everything)
 
-    source_of = {id(e): k for k, part in enumerate(loaded) for e in part.examples}
-    examples: Sequence[Example] = [e for part in loaded for e in part.examples]
+    has_several = len(sources) > 1
+    parts = [
+        named(part.examples, of.name) if has_several else part.examples
+        for of, part in zip(sources, loaded, strict=True)
+    ]
+    examples: Sequence[Example] = [example for part in parts for example in part]
     num_found = len(examples)
     keys: Sequence[str] = [content_key(e) for e in examples]
     if settings.dedup != "none":
@@ -93,29 +102,30 @@ def load_data(settings: DataSettings, *, seed: int) -> DataSet:
         raise UserError(
             f"no row is left to train on: {sum(p.num_read for p in loaded):,} read, {num_faults:,} with faults.",
             code="no_rows",
-            where=sources[0][0],
-            remedy="See what is wrong with: tunesmith data check " + sources[0][0],
+            where=sources[0].path,
+            remedy="See what is wrong with: tunesmith data check " + sources[0].path,
         )
-    share = settings.split
-    sides = split(
-        examples,
-        _togetherness(examples, keys),
-        validation=0.0 if settings.validation else share.validation,
-        test=0.0 if settings.test else share.test,
-        group_by=share.group_by,
-        seed=seed if share.seed == "recipe" else share.seed,
+    sides = _sides(settings, examples, keys, seed)
+    validation, test = (
+        (*(e for part in files.values() for e in part.examples), *(examples[i] for i in split_off))
+        for files, split_off in zip(held, (sides.validation, sides.test), strict=True)
     )
-    validation = held[0].examples if held[0] else tuple(examples[i] for i in sides.validation)
-    test = held[1].examples if held[1] else tuple(examples[i] for i in sides.test)
     train = [examples[i] for i in sides.train]
     note_leaks(train, (*validation, *test), found)
-    train = _mixed(train, [keys[i] for i in sides.train], source_of, [weight for _, weight in sources], seed)
-    left_out = {"faults": num_faults, "duplicates": num_found - len(examples)}
+    num_whole = len(train)
+    if settings.shots:
+        train = draw_shots(train, settings.shots, seed, found)
+    left_out = {"faults": num_faults, "duplicates": num_found - len(examples), "shots": num_whole - len(train)}
     if settings.limit and settings.limit < len(train):
         left_out["limit"] = len(train) - settings.limit
         order = sorted(range(len(train)), key=lambda i: (unit_hash(f"limit {content_key(train[i])}", seed), i))
         train = [train[i] for i in order[: settings.limit]]
-    paths = [*(path for path, _ in sources), settings.validation, settings.test]
+    copies: dict[str, float] = {}
+    if has_several:
+        sizes = Counter(example.source for example in train)
+        each = copies_per_epoch([sizes[s.name] for s in sources], [s.weight for s in sources], settings.mixing)
+        copies = {source.name: times for source, times in zip(sources, each, strict=True) if times}
+    paths = [*(source.path for source in sources), *(path for side in held for path in side)]
     return DataSet(
         train=tuple(train),
         validation=validation,
@@ -125,9 +135,55 @@ def load_data(settings: DataSettings, *, seed: int) -> DataSet:
         format_name=loaded[0].format_name,
         num_read=sum(part.num_read for part in everything),
         num_left_out={reason: number for reason, number in left_out.items() if number},
-        files=tuple(file for path in paths if path for file in source_files(path)),
+        files=tuple(file for path in paths for file in source_files(path)),
         seed=seed,
+        copies=copies,
     )
+
+
+def _held(settings: DataSettings, sources: Sequence[SourceSettings], side: str) -> dict[str, Loaded]:
+    """The files of held-out rows: the recipe's one for all sources, and those of single sources."""
+    found: dict[str, Loaded] = {}
+    whole = getattr(settings, side)
+    if whole:
+        found[whole] = read_examples(whole, settings)
+    for source in sources:
+        path = getattr(source, side)
+        if path:
+            part = read_examples(path, settings_of(settings, source))
+            found[path] = replace(part, examples=named(part.examples, source.name)) if len(sources) > 1 else part
+    return found
+
+
+def _sides(
+    settings: DataSettings,
+    examples: Sequence[Example],
+    keys: Sequence[str],
+    seed: int,
+) -> Sides:
+    """Who is held out; a source with a file of its own for a side gives no rows to that side."""
+    share = settings.split
+    together = _togetherness(examples, keys)
+    groups: dict[tuple[float, float], list[int]] = {}
+    sources = sources_of(settings)
+    of = {source.name: source for source in sources}
+    for i, example in enumerate(examples):
+        source = of.get(example.source, sources[0])
+        has = [getattr(settings, side) or getattr(source, side) for side in ("validation", "test")]
+        groups.setdefault((0.0 if has[0] else share.validation, 0.0 if has[1] else share.test), []).append(i)
+    chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for (validation, test), members in groups.items():
+        sides = split(
+            [examples[i] for i in members],
+            [together[i] for i in members],
+            validation=validation,
+            test=test,
+            group_by=share.group_by,
+            seed=seed if share.seed == "recipe" else share.seed,
+        )
+        for side, rows in chosen.items():
+            rows.extend(members[i] for i in getattr(sides, side))
+    return Sides(*(sorted(rows) for rows in chosen.values()))
 
 
 def _refuse_mixed_kinds(parts: Sequence[Loaded]) -> None:
@@ -153,24 +209,6 @@ def _togetherness(examples: Sequence[Example], keys: Sequence[str]) -> list[str]
     counts = Counter(questions)
     most = max(10, len(examples) // 100)
     return [question if counts[question] <= most else key for question, key in zip(questions, keys, strict=True)]
-
-
-def _mixed(
-    train: list[Example], keys: Sequence[str], source_of: Mapping[int, int], weights: Sequence[float], seed: int
-) -> list[Example]:
-    """Rows repeated by their source's weight over the least weight, so that no row is lost.
-
-    A weight of 1.5 repeats every row once and half of them (chosen by hash) twice.
-    """
-    if len(set(weights)) <= 1:
-        return train
-    out: list[Example] = []
-    for number, weight in enumerate(weights):
-        mine = [i for i, example in enumerate(train) if source_of[id(example)] == number]
-        whole, part = divmod(weight / min(weights), 1.0)
-        extra = sorted(mine, key=lambda i: (unit_hash(f"mix {keys[i]}", seed), i))[: round(part * len(mine))]
-        out.extend(train[i] for i in sorted([*mine * int(whole), *extra]))
-    return out
 
 
 def _labels(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> tuple[str, ...]:
@@ -221,6 +259,9 @@ def _load_prepared(settings: DataSettings, folder: Path, seed: int) -> DataSet:
     note_leaks(sides["train"], (*sides["validation"], *sides["test"]), found)
     train = sides["train"]
     left_out = {}
+    if settings.shots:
+        train = tuple(draw_shots(train, settings.shots, seed, found))
+        left_out["shots"] = len(sides["train"]) - len(train)
     if settings.limit and settings.limit < len(train):
         left_out["limit"] = len(train) - settings.limit
         order = sorted(range(len(train)), key=lambda i: (unit_hash(f"limit {content_key(train[i])}", seed), i))

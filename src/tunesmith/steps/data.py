@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tunesmith.data.check import check_rows
 from tunesmith.data.findings import Findings
 from tunesmith.data.learnt import learn
 from tunesmith.data.load import CARD, Loaded, load_data, read_examples, source_files
+from tunesmith.data.mix import repeated
 from tunesmith.data.repeats import note_leaks
 from tunesmith.data.rows import RawRow, read_rows
 from tunesmith.data.write import FORMATS, jsonl, row_of
@@ -148,6 +150,7 @@ def prepare(settings: DataSettings, out: Path, *, seed: int, emit: Emit = silent
     began = time.perf_counter()
     emit(Started(STEP, f"prepare {out}"))
     data = load_data(settings, seed=seed)
+    data = replace(data, train=repeated(data), copies={})
     for finding in data.findings:
         emit(finding)
     kind = FORMATS[type(data.train[0])]

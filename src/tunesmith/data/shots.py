@@ -1,0 +1,31 @@
+"""Few-shot fine-tuning: a handful of training rows, drawn by the seed.
+
+Rows with one class each are drawn per class, all others altogether. The draw goes by the hash of a row's contents, so
+rows that are added elsewhere do not change it, and k + 1 shots are the k shots and one more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tunesmith.core.records import Example, LabelExample
+from tunesmith.data.findings import Findings
+from tunesmith.data.repeats import content_key
+from tunesmith.data.split import unit_hash
+
+
+def draw_shots(examples: Sequence[Example], shots: int, seed: int, found: Findings) -> list[Example]:
+    """At most `shots` rows of each class of each source, in their order; a class with fewer is a finding."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+        groups[(example.source, example.label if isinstance(example, LabelExample) else "")].append(i)
+    chosen: list[int] = []
+    for (_, label), members in groups.items():
+        ordered = sorted(members, key=lambda i: (unit_hash(f"shots {content_key(examples[i])}", seed), i))
+        chosen.extend(ordered[:shots])
+        if len(members) < shots:
+            what = f'the class "{label}" has' if label else "there are"
+            text = f"{what} {len(members)} training rows, fewer than the {shots} of data.shots"
+            found.add("warning", "few_shots", examples[members[0]].origin, text, "data.shots")
+    return [examples[i] for i in sorted(chosen)]
