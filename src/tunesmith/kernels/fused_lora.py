@@ -2,7 +2,8 @@
 
 PEFT's own layer keeps three intermediates per layer for the backward pass and adds in separate sweeps over the
 output; here the update is accumulated into the base's product, and only x and the [N, rank] projection are kept.
-Used where nothing else happens in the layer; dropout, DoRA, several adapters or quantised bases take PEFT's path.
+Several active adapters (PiSSA has two) are one of their ranks together. Used where nothing else happens in the
+layer; dropout, DoRA or quantised bases take PEFT's path.
 Legend: N rows of x, I inputs, O outputs, R rank.
 """
 
@@ -54,28 +55,30 @@ def fuse_lora_layers(model: nn.Module) -> int:
 
 def _is_plain(module: Any) -> bool:
     kind = type(module)
-    if (kind.__module__, kind.__name__) != ("peft.tuners.lora.layer", "Linear") or len(module.lora_A) != 1:
+    if (kind.__module__, kind.__name__) != ("peft.tuners.lora.layer", "Linear"):
         return False
-    (name,) = module.lora_A
     base = module.base_layer
     return (
         type(base) is nn.Linear
         and not base.weight.requires_grad
         and not module.fan_in_fan_out
-        and isinstance(module.lora_dropout[name], nn.Identity)
         and not module.lora_variant
-        and module.lora_B[name].bias is None
+        and all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
+        and all(b.bias is None for b in module.lora_B.values())
     )
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    names = self.active_adapters
-    if self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A or args or kwargs:
+    names = [name for name in self.active_adapters if name in self.lora_A]
+    if self.disable_adapters or self.merged or not names or args or kwargs:
         plain: Tensor = type(self).forward(self, x, *args, **kwargs)
         return plain
-    name, base = names[0], self.base_layer
-    a, b = self.lora_A[name].weight, self.lora_B[name].weight
-    return fused_lora_linear(x, base.weight, base.bias, a, b, self.scaling[name])
+    base, first = self.base_layer, names[0]
+    a, b = self.lora_A[first].weight, self.lora_B[first].weight
+    if len(names) > 1:
+        shares = [self.lora_B[name].weight * (self.scaling[name] / self.scaling[first]) for name in names]
+        a, b = torch.cat([self.lora_A[name].weight for name in names]), torch.cat(shares, dim=1)
+    return fused_lora_linear(x, base.weight, base.bias, a, b, self.scaling[first])
 
 
 class _FusedLoRA(torch.autograd.Function):
