@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from tunesmith.kernels import block_attention as module
+from tunesmith.kernels.block_attention import block_attention
 from tunesmith.kernels.packed_attention import (
     _flash_attention,
     is_equal_packed,
@@ -8,11 +10,23 @@ from tunesmith.kernels.packed_attention import (
     packed_inputs,
     packing,
     reference_packed_attention,
-    whole_attention,
 )
 from tunesmith.models.tiny import tiny
 
 LENGTHS = (3, 1, 7, 5)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Sets the block's size, so that short rows have several, and the longest example whose probabilities are kept."""
+
+    def set_size(block: int, longest_kept: int = 1024) -> None:
+        monkeypatch.setattr(module, "BLOCK", block)
+        monkeypatch.setattr(module, "LONGEST_KEPT", longest_kept)
+        module._later.cache_clear()
+
+    yield set_size
+    module._later.cache_clear()
 
 
 def _states(heads: int, key_heads: int) -> list[torch.Tensor]:
@@ -21,10 +35,12 @@ def _states(heads: int, key_heads: int) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("longest_whole", [0, 1024], ids=["flash", "whole"])
+@pytest.mark.parametrize(("block", "longest_kept"), [(4, 0), (4, 1024), (128, 1024)])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_heads, longest_whole, monkeypatch):
-    monkeypatch.setattr("tunesmith.kernels.packed_attention.LONGEST_WHOLE", longest_whole)
+def test_outputs_and_gradients_equal_the_block_diagonal_reference(  # noqa: PLR0913
+    heads, key_heads, block, longest_kept, small_blocks
+):
+    small_blocks(block, longest_kept)
     results = []
     for is_mine in (True, False):
         states = _states(heads, key_heads)
@@ -44,29 +60,31 @@ def test_a_window_hides_what_lies_further_back():
     torch.testing.assert_close(narrow.transpose(1, 2), value)  # each token sees only itself
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_whole_and_flash_attention_are_one(window):
+@pytest.mark.parametrize("block", [3, 4, 16])
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 16])
+def test_block_and_flash_attention_are_one(window, block, small_blocks):
+    small_blocks(block)
     results = []
-    for is_whole in (True, False):
+    for is_mine in (True, False):
         query, key, value = _states(4, 2)
-        if is_whole:
-            output = whole_attention(query[0], key[0], value[0], 0.3, window)[None]
+        if is_mine:
+            output = block_attention(query[0], key[0], value[0], 0.3, window)[None]
         else:
             output = _flash_attention(query, key, value, dropout=0.0, scale=0.3, window=window)
         output.cos().sum().backward()
         results.append([output.detach(), query.grad, key.grad, value.grad])
-    for whole, flash in zip(*results, strict=True):
-        torch.testing.assert_close(whole, flash)
+    for mine, flash in zip(*results, strict=True):
+        torch.testing.assert_close(mine, flash)
 
 
 def test_queries_in_fp32_beside_values_in_bf16_train_under_autocast():
     query, key, value = (state.detach() for state in _states(4, 2))
     states = [query.requires_grad_(), key.requires_grad_(), value.bfloat16().requires_grad_()]
     with torch.autocast("cpu", torch.bfloat16):
-        output = whole_attention(*(state[0] for state in states), 0.3, None)
+        output = block_attention(*(state[0] for state in states), 0.3, None)
     output.float().square().sum().backward()
     exact = [state.detach().float().requires_grad_() for state in states]
-    whole_attention(*(state[0] for state in exact), 0.3, None).square().sum().backward()
+    block_attention(*(state[0] for state in exact), 0.3, None).square().sum().backward()
     assert [state.grad.dtype for state in states] == [torch.float32, torch.float32, torch.bfloat16]
     for mine, reference in zip(states, exact, strict=True):
         torch.testing.assert_close(mine.grad.float(), reference.grad, atol=0.1, rtol=0.1)
@@ -74,7 +92,7 @@ def test_queries_in_fp32_beside_values_in_bf16_train_under_autocast():
 
 def test_whole_attention_has_the_right_gradient_numerically():
     query, key, value = (state[0, :, :6].detach().double().requires_grad_() for state in _states(2, 1))
-    assert torch.autograd.gradcheck(lambda q, k, v: whole_attention(q, k, v, 0.5, None), (query, key, value))
+    assert torch.autograd.gradcheck(lambda q, k, v: block_attention(q, k, v, 0.5, None), (query, key, value))
 
 
 def test_dropout_takes_the_flash_kernel():

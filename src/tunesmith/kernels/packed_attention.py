@@ -4,8 +4,7 @@ The model gets `position_ids` that restart and `packed_lengths`; transformers ha
 function registered here. Whether an architecture really does is tested on the model itself before training
 (`is_equal_packed`), because it cannot be read off a configuration.
 
-On a processor, examples up to `LONGEST_WHOLE` tokens are attended to with plain products over the whole square: forward
-and backward together that takes a third of the time of PyTorch's flash kernel at 176 tokens, half at 350.
+On a processor the examples go through block_attention.py, elsewhere (and with dropout) through PyTorch's own kernel.
 Legend: B batch (1 here), H query heads, K key/value heads, G = H / K, T tokens, D head width.
 """
 
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from tunesmith.kernels.block_attention import block_attention
+
 NAME = "tunesmith_packed"
-LONGEST_WHOLE = 1024
-"""Tokens; beyond it the flash kernel, which skips half of the square, is as fast and holds no probabilities."""
 
 
 def packed_attention(  # noqa: PLR0913 - the signature that transformers calls
@@ -50,27 +48,12 @@ def packed_attention(  # noqa: PLR0913 - the signature that transformers calls
     lengths = list(packed_lengths)
     parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
     outputs = [
-        whole_attention(query[0], key[0], value[0], scale, sliding_window)[None]
-        if query.device.type == "cpu" and not dropout and query.shape[2] <= LONGEST_WHOLE
+        block_attention(query[0], key[0], value[0], scale, sliding_window)[None]
+        if query.device.type == "cpu" and not dropout
         else _flash_attention(query, key, value, dropout=dropout, scale=scale, window=sliding_window)
         for query, key, value in parts
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def whole_attention(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float, window: int | None) -> Tensor:
-    """Causal attention of one example over its whole square of scores, [H, T, D]; a query sees `window` keys at most.
-
-    Products and scores have the inputs' dtype, softmax sums in fp32; the probabilities are kept for the backward pass.
-    """
-    if torch.is_autocast_enabled("cpu"):  # fp32 rotary positions give fp32 queries beside bf16 values
-        dtype = torch.get_autocast_dtype("cpu")
-        query_HTD, key_KTD, value_KTD = query_HTD.to(dtype), key_KTD.to(dtype), value_KTD.to(dtype)
-    heads, length, width = query_HTD.shape
-    mask_TT = _mask(window, query_HTD.dtype)[:length, :length]
-    grouped = query_HTD.reshape(key_KTD.shape[0], -1, width)
-    output: Tensor = _WholeAttention.apply(grouped, key_KTD, value_KTD, mask_TT, scale)  # type: ignore[no-untyped-call]
-    return output.view(heads, length, width)
 
 
 def reference_packed_attention(
@@ -121,43 +104,12 @@ def is_equal_packed(model: nn.Module, vocabulary_size: int) -> bool:
         return False  # the architecture does not take these arguments; rows are padded instead
     finally:
         model.train(was_training)
+    if alone.shape != packed.shape:
+        return False  # virtual tokens stand before every probe, and before the packed row only once
     tolerance = 2e-2 if alone.dtype == torch.bfloat16 else 1e-3
     return bool(
         torch.allclose(alone.float(), packed.float(), rtol=tolerance, atol=tolerance * float(alone.abs().max()))
     )
-
-
-class _WholeAttention(torch.autograd.Function):
-    """softmax(scale Q K^T + mask) V for [K, G x T, D] queries: the queries of a group share their key head."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask_TT: Tensor, scale: float) -> Tensor:
-        length = mask_TT.shape[0]
-        scores = (query * scale) @ key.transpose(-1, -2)
-        scores.view(-1, length, length).add_(mask_TT)
-        probabilities = scores.softmax(-1)
-        ctx.save_for_backward(query, key, value, probabilities)
-        ctx.scale = scale
-        return probabilities @ value
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, probabilities = ctx.saved_tensors
-        (upstream,) = grad_outputs
-        grad_value = probabilities.transpose(-1, -2) @ upstream
-        grad_probabilities = upstream @ value.transpose(-1, -2)
-        grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, query.dtype)
-        grad_query = (grad_scores @ key).mul_(ctx.scale)
-        grad_key = (grad_scores.transpose(-1, -2) @ query).mul_(ctx.scale)
-        return grad_query, grad_key, grad_value, None, None
-
-
-@cache
-def _mask(window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a query may look, -inf elsewhere, for the longest example; the upper left corner serves shorter ones."""
-    distance = torch.arange(LONGEST_WHOLE)[:, None] - torch.arange(LONGEST_WHOLE)[None, :]
-    hidden = (distance < 0) | (distance >= (LONGEST_WHOLE if window is None else window))
-    return torch.zeros(LONGEST_WHOLE, LONGEST_WHOLE, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
 def _flash_attention(
