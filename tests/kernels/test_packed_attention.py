@@ -37,9 +37,7 @@ def _states(heads: int, key_heads: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("block", "longest_kept"), [(4, 0), (4, 1024), (128, 1024)])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_outputs_and_gradients_equal_the_block_diagonal_reference(  # noqa: PLR0913
-    heads, key_heads, block, longest_kept, small_blocks
-):
+def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_heads, block, longest_kept, small_blocks):
     small_blocks(block, longest_kept)
     results = []
     for is_mine in (True, False):
