@@ -50,8 +50,15 @@ class Method(Plugin):
         """What the learning rate is multiplied by for the weight of this name (LoRA+: more for B than for A)."""
         return 1.0
 
+    def num_positions(self) -> int:
+        """How many positions of the model's context are taken before the first token of a text."""
+        return 0
+
     def num_frozen_blocks(self, model: Module) -> int:
-        """How many blocks, from the first, give the same output for the same input in every epoch."""
+        """How many blocks, from the first (an encoder's before its decoder's), give a row the same in every epoch.
+
+        They and everything below them are frozen and in evaluation mode; training then runs them once a row.
+        """
         return 0
 
     def save(self, model: Module, folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Train only a new classifier head on the frozen model's features.
 
 The backbone stays in evaluation mode, so its dropout is off and its features are the same in every epoch.
+So the backbone runs once a row, whatever the number of epochs (`train.cache`): where the head reads one position of a
+row, that position's state is all that is kept, 1.5 kB for a model 384 wide.
 What belongs to the head: every layer outside the backbone, and BERT's pooler (see models/anatomy.py).
 """
 
@@ -27,7 +29,7 @@ class FeatureExtraction(Method):
         Raises:
             UserError: The model generates text.
         """
-        if task != "classify":
+        if task not in ("classify", "tag"):
             raise UserError(
                 "feature_extraction trains a new head, and a model that writes text has none: "
                 "its last layer belongs to its vocabulary.",
@@ -42,6 +44,12 @@ class FeatureExtraction(Method):
 
         self.check_task("classify" if is_classifier(model) else "causal")
         return train_only(model, head_modules(model).values())
+
+    def num_frozen_blocks(self, model: Module) -> int:
+        """All of them."""
+        from tunesmith.models.anatomy import blocks, encoder_blocks
+
+        return len(encoder_blocks(model)) + len(blocks(model))
 
     def save(self, model: Module, folder: Path) -> None:
         """A transformers folder in fp32 safetensors: backbone and head."""

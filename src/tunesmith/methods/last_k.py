@@ -2,6 +2,8 @@
 
 A head that is tied to the table of token embeddings stays frozen: training it would train the embeddings,
 which lie below everything. An encoder-decoder trains the last blocks of its decoder.
+The blocks below run once a row, whatever the number of epochs (`train.cache`): what enters the first trained block is
+kept for every token. Of an encoder-decoder the encoder's output is kept, and the decoder's lower blocks run as always.
 """
 
 from __future__ import annotations
@@ -44,6 +46,12 @@ class LastK(Method):
                 remedy=f"Set method.k to at most {num_blocks}; for everything use `method: full`.",
             )
         return train_only(model, self._top(model))
+
+    def num_frozen_blocks(self, model: Module) -> int:
+        """All but the last k."""
+        from tunesmith.models.anatomy import blocks, encoder_blocks
+
+        return len(encoder_blocks(model)) + len(blocks(model)) - self.k
 
     def save(self, model: Module, folder: Path) -> None:
         """A transformers folder in fp32 safetensors."""

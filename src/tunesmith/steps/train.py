@@ -16,7 +16,7 @@ from tunesmith.core.errors import Interrupted, TunesmithError, UserError
 from tunesmith.core.events import Emit, Sample, Saved
 from tunesmith.core.plugins import build
 from tunesmith.core.publish import publishing
-from tunesmith.core.records import ChatExample, PairExample
+from tunesmith.core.records import ChatExample, LabelExample, PairExample
 from tunesmith.core.run import RunFolder, environment
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.template import PLAIN_TEMPLATE
@@ -34,10 +34,13 @@ from tunesmith.steps.train_work import STEP, Work, score_rows
 from tunesmith.training.loop import Loop
 
 NUM_PROBES = 12
+_AS_CHAT = (
+    ' To have the label written as an answer, set data.format={name: classification, as_chat: true, instruction: "…"}.'
+)
 
 
-def train(recipe: Recipe, *, emit: Emit, root: Path = Path("runs")) -> RunFolder:
-    """The finished run.
+def train(recipe: Recipe, *, emit: Emit, root: Path = Path("runs"), folder: str = "") -> RunFolder:
+    """The finished run, in `root/folder`; in `root/NAME-N` where no folder is named.
 
     Raises:
         UserError: Anything in the recipe, the data or the model that the user can mend.
@@ -46,7 +49,7 @@ def train(recipe: Recipe, *, emit: Emit, root: Path = Path("runs")) -> RunFolder
     data = load_data(recipe.data, seed=recipe.seed)
     recipe = resolve(recipe, data)
     work = Work.prepare(recipe, data, emit)
-    run = RunFolder.create(root, recipe.name or "run")
+    run = RunFolder.make(root / folder) if folder else RunFolder.create(root, recipe.name or "run")
     run.write("recipe.yaml", recipe.to_yaml())
     run.write("data.json", data.card())
     return _carry_out(run, work)
@@ -84,7 +87,8 @@ def resolve(recipe: Recipe, data: DataSet) -> Recipe:
             f"the objective {objective.name} needs {wanted} rows, and these were read as {data.format_name}.",
             code="objective_unfit",
             where=str(data.train[0].origin),
-            remedy=f"Set objective={objective_for(kind)}, or name the columns in data.columns.",
+            remedy=f"Set objective={objective_for(kind)}, or name the columns in data.columns."
+            + (_AS_CHAT if kind is LabelExample and ChatExample in objective.accepts else ""),
         )
     held_out = data.test or data.validation
     metrics = default_metrics(objective.name, held_out) if recipe.evaluate == "auto" else recipe.evaluate
@@ -118,7 +122,7 @@ def _train(run: RunFolder, work: Work) -> None:
     run.write("environment.json", environment(machine=describe().to_dict(), seed=recipe.seed))
     loop = make_loop(run, work)
     first = loop.restore()
-    emit(head(run, work, loop.order.num_steps, first))
+    emit(head(run, work, loop.order.num_steps, first, loop.frozen))
     state = loop.fit(_Sampler(run, work))
     loss_curve(run.read_metrics(), run.path / "loss.png")
     if not run.model.exists():
@@ -183,6 +187,7 @@ def _publish_model(run: RunFolder, work: Work) -> None:
         "base": base_record(recipe.model.name, recipe.model.revision),
         "method": recipe.method.spec(),
         "objective": recipe.objective.name,
+        "problem": recipe.objective.problem if loaded.task == "classify" else None,
         "labels": list(loaded.labels),
         "max_length": work.max_length,
         "generate": recipe.generate.model_dump(mode="json"),

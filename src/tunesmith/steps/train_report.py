@@ -13,6 +13,7 @@ from tunesmith.models.machine import peak_memory_bytes, preferred_precision
 from tunesmith.steps.evaluate import Evaluation, before_after
 from tunesmith.steps.train_work import STEP, Work
 from tunesmith.training.checkpoint import TrainingState
+from tunesmith.training.frozen import FrozenPlan
 
 
 def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evaluation) -> None:
@@ -47,12 +48,12 @@ def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evalua
     run.write("report.json", report)
 
 
-def head(run: RunFolder, work: Work, num_steps: int, first: int) -> Started:
+def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenPlan) -> Started:
     """What is about to happen; `first` is the step a resumed run goes on after."""
     recipe, learner = work.recipe, work.learner
     trainable, total = num_parameters(learner.model)
     tokens, trained = work.rows.num_tokens, round(work.rows.weight)
-    unit = "rows" if work.loaded.task == "classify" else "tokens"
+    unit = {"classify": "rows", "tag": "words"}.get(work.loaded.task, "tokens")
     learnt = f" · {count(trained)} of {count(tokens)} tokens are trained" if unit == "tokens" else ""
     num_rows = f"{count(len(work.data.train))} train, {count(len(work.data.validation))} validation"
     source = recipe.data.source if isinstance(recipe.data.source, str) else f"{len(recipe.data.source)} sources"
@@ -73,6 +74,7 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int) -> Started:
             ("data", f"{Path(source).name} · {num_rows}{test} rows{learnt}"),
             ("method", f"{recipe.method.summary()} · {count(trainable)} trainable ({trainable / total:.1%})"),
             ("plan", f"{steps} · {layout}"),
+            *((("cache", cache),) if (cache := frozen.line()) else ()),
         ),
         on_interrupt=f"finishes this step and saves; resume with: tunesmith train --resume {run.path}",
     )

@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.core.errors import UserError
+from tunesmith.data.masking import masking_layout
 from tunesmith.kernels.fused_lora import fuse_lora_layers
 from tunesmith.kernels.packed_attention import is_equal_packed
 from tunesmith.methods.base import Method
+from tunesmith.models.configuration import LABELLED
 from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
 from tunesmith.objectives.base import Batch, Features, Layout, Metrics, Objective
+from tunesmith.training.frozen import FrozenStates
+
+STATES = "frozen_states"
+"""The entry of a batch's `extra` with what its rows' frozen blocks give."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Learner:
     device: torch.device
     precision: Literal["bf16", "fp32"]
     likelihood: Likelihood | None
+    frozen: FrozenStates | None = None
+    """What frozen blocks give for rows that are read in several epochs."""
 
     @staticmethod
     def make(
@@ -58,9 +66,10 @@ class Learner:
             )
         fuse_lora_layers(model)
         start = getattr(config, "decoder_start_token_id", None)
-        layout = Layout(is_packed, loaded.tokenizer.pad_token_id, 0 if start is None else start)
+        words = masking_layout(loaded.tokenizer)
+        layout = replace(words, is_packed=is_packed, decoder_start_token_id=0 if start is None else start)
         likelihood = None
-        if objective.task != "classify":
+        if objective.task not in LABELLED:
             likelihood = Likelihood(model, is_causal=objective.task == "causal")
         return Learner(model, method, objective, layout, device, precision, likelihood)
 
@@ -72,18 +81,31 @@ class Learner:
 
     def batch(self, features: Sequence[Features]) -> Batch:
         """A micro-batch on the model's device."""
-        batch = self.objective.collate(features, self.layout)
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
-        return replace(batch, tensors=moved)
+        numbers = None if self.frozen is None else self.frozen.numbers(features)
+        if self.frozen is None or numbers is None:
+            return self._collate(features)
+        batch = self._collate(self.frozen.short_rows(numbers))
+        states = self.frozen.states(numbers, is_packed=self.layout.is_packed, device=self.device)
+        return replace(batch, extra={**batch.extra, STATES: states})
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The objective's SUM over the batch, and sums to log."""
         with self.autocast():
-            return self.objective.loss(self, self.objective.prepare(self, batch))
+            batch = self.objective.prepare(self, batch)
+            if STATES not in batch.extra:
+                return self.objective.loss(self, batch)
+            assert self.frozen is not None
+            with self.frozen.replaying(batch.extra[STATES]):
+                return self.objective.loss(self, batch)
 
     def token_losses(self, batch: Batch) -> Tensor:
         assert self.likelihood is not None, "a classifier has no token losses"
         return self.likelihood(batch).nats_N
+
+    def _collate(self, features: Sequence[Features]) -> Batch:
+        batch = self.objective.collate(features, self.layout)
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        return replace(batch, tensors=moved)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What trains, by name."""

@@ -20,9 +20,11 @@ from tunesmith.core.errors import Interrupted, UserError
 from tunesmith.core.events import Emit, Metric, Progress, Saved, Warning
 from tunesmith.core.run import RunFolder
 from tunesmith.models.machine import peak_memory_bytes
+from tunesmith.objectives.base import Features
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
 from tunesmith.training.encode import Rows
+from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
 from tunesmith.training.guard import SPIKE, SpikeWatch, is_out_of_memory, stopping_on_signals
 from tunesmith.training.learner import Learner
 from tunesmith.training.optim import learning_rate_at, make_optimizer, set_learning_rate
@@ -62,6 +64,7 @@ class Loop:
         self.validation = validation
         self.settings = settings
         self.run = run
+        self.seed = seed
         self.fingerprint = fingerprint
         self.emit = emit
         assert isinstance(settings.lr, float), settings.lr
@@ -74,6 +77,7 @@ class Loop:
         self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
         self.spikes = SpikeWatch()
         self.tensors = learner.trainable()
+        self.frozen = self._plan_frozen()
         self._started, self._first_step = time.perf_counter(), 0
 
     def restore(self) -> int:
@@ -97,6 +101,21 @@ class Loop:
             Interrupted: The user stopped it; everything is saved.
             UserError: The numbers broke, or the disk is full.
         """
+        learner = self.learner
+        try:
+            with with_states(learner, self.frozen, self.settings, self.run, self.emit) as self.learner:
+                return self._fit(sample)
+        finally:
+            self.learner = learner
+
+    def _plan_frozen(self) -> FrozenPlan:
+        """Frozen blocks run once for the rows that are read more than once."""
+        is_read_again = self.order.num_steps > self.order.steps_per_epoch
+        rows = self.rows.features if is_read_again else ()
+        held_out = self.validation.features if self.settings.validations > 1 else ()
+        return plan_frozen(self.learner, (*rows, *held_out), self.settings, self.run)
+
+    def _fit(self, sample: Sampler) -> TrainingState:
         marks = validation_steps(self.order.num_steps, self.settings.validations)
         self._started, self._first_step = time.perf_counter(), self.state.step
         self._start_trackers()
@@ -192,12 +211,17 @@ class Loop:
         groups = micro_batches(rows, self.rows.lengths, self.state.micro_tokens, is_packed=learner.layout.is_packed)
         loss_sum, weight = 0.0, 0.0
         for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
-            batch = learner.batch([self.rows.features[row] for row in group])
+            batch = learner.batch([self._seen(row) for row in group])
             loss, _ = learner.loss(batch)
             self.accelerator.backward(loss)
             loss_sum += loss.item()
             weight += batch.weight
         return loss_sum, weight
+
+    def _seen(self, row: int) -> Features:
+        """A row as this step sees it; a resumed step sees the same."""
+        objective, layout = self.learner.objective, self.learner.layout
+        return objective.renew(self.rows.features[row], layout, (self.seed, self.state.step, row))
 
     def _scale_and_clip(self, weight: float) -> float:
         """Divide the summed gradients by the step's weight and clip them: their norm before clipping."""
