@@ -1,10 +1,12 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.order import Order, micro_batches
+from tunesmith.training.order import Order, Stratum, micro_batches
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80)
 
@@ -76,3 +78,50 @@ def test_micro_batches_hold_every_row_of_the_step_once(is_packed):
         size = sum(lengths[row] for row in group)
         padded = max(lengths[row] for row in group) * len(group)
         assert len(group) == 1 or (size if is_packed else padded) <= 120
+
+
+def _strata_order(sizes, copies, tokens_per_step=100, packed=(True, False)) -> Order:
+    lengths = [5] * sum(sizes)
+    first = 0
+    strata = []
+    for size, times, is_packed in zip(sizes, copies, packed, strict=True):
+        strata.append(Stratum(tuple(range(first, first + size)), is_packed, times))
+        first += size
+    return Order.plan(lengths, TrainSettings(tokens_per_step=tokens_per_step, epochs=3), 7, strata=strata)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(1, 4), st.integers(5, 400))
+@settings(deadline=None, max_examples=60)
+def test_every_source_is_read_as_often_as_it_should_and_no_step_is_empty(one, other, copies, tokens_per_step):
+    order = _strata_order((one, other), (1.0, copies), tokens_per_step)
+    for epoch in range(2):
+        steps = [order.rows(epoch * order.steps_per_epoch + index) for index in range(order.steps_per_epoch)]
+        assert all(steps)
+        reads = Counter(row for step in steps for row in step)
+        assert [reads[row] for row in range(one)] == [1] * one
+        counts = [reads[row] for row in range(one, one + other)]
+        assert sum(counts) == round(copies * other)
+        assert set(counts) <= {int(copies), int(copies) + 1}
+
+
+def test_every_step_has_every_source_in_its_share():
+    order = _strata_order((300, 100), (1.0, 1.0))
+    for step in range(order.steps_per_epoch):
+        rows = order.rows(step)
+        assert sum(row < 300 for row in rows) == pytest.approx(15, abs=1)
+        assert sum(row >= 300 for row in rows) == pytest.approx(5, abs=1)
+
+
+def test_a_part_of_a_copy_is_drawn_anew_in_every_epoch():
+    order = _strata_order((40, 40), (1.0, 1.5), tokens_per_step=10**6)
+    first, second = (Counter(order.rows(epoch)) for epoch in (0, 1))
+    twice = [{row for row, reads in epoch.items() if reads == 2} for epoch in (first, second)]
+    assert [len(rows) for rows in twice] == [20, 20] and twice[0] != twice[1]
+
+
+def test_a_source_with_few_rows_is_spread_over_the_steps():
+    order = _strata_order((200, 4), (1.0, 1.0), tokens_per_step=50)
+    holds = [step for step in range(order.steps_per_epoch) if any(row >= 200 for row in order.rows(step))]
+    assert len(holds) == 4
+    gaps = np.diff(holds)
+    assert gaps.max() - gaps.min() <= 1

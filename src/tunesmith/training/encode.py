@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,31 @@ class Rows:
     features: tuple[Features, ...]
     lengths: tuple[int, ...]
     origins: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    """The name of each row's source; empty where there is one."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources' names in order; one empty name where there is one source."""
+        return tuple(dict.fromkeys(self.sources)) or ("",)
+
+    def source(self, row: int) -> str:
+        """The name of a row's source."""
+        return self.sources[row] if self.sources else ""
+
+    def rows_of(self, name: str) -> tuple[int, ...]:
+        """The numbers of a source's rows."""
+        return tuple(row for row in range(len(self.features)) if self.source(row) == name)
+
+    @staticmethod
+    def joined(parts: Mapping[str, Rows]) -> Rows:
+        """The rows of several tasks one after the other, each under its task's name."""
+        return Rows(
+            tuple(feature for part in parts.values() for feature in part.features),
+            tuple(length for part in parts.values() for length in part.lengths),
+            tuple(origin for part in parts.values() for origin in part.origins),
+            tuple(name for name, part in parts.items() for _ in part.features),
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -45,6 +70,7 @@ def encode_rows(
     """
     features: list[Features] = []
     origins: list[str] = []
+    sources: list[str] = []
     cut: list[tuple[str, int]] = []
     empty: list[str] = []
     for example in examples:
@@ -54,6 +80,7 @@ def encode_rows(
             if piece.weight:
                 features.append(piece)
                 origins.append(str(example.origin))
+                sources.append(example.source)
             else:
                 empty.append(str(example.origin))
     if not features:
@@ -63,7 +90,8 @@ def encode_rows(
             where=origins[0] if origins else str(examples[0].origin),
             remedy="Raise data.max_length, or look at the rows with `tunesmith data show`.",
         )
-    rows = Rows(tuple(features), tuple(feature.num_tokens for feature in features), tuple(origins))
+    named = tuple(sources) if any(sources) else ()
+    rows = Rows(tuple(features), tuple(feature.num_tokens for feature in features), tuple(origins), named)
     return rows, _findings(cut, empty, max_length)
 
 

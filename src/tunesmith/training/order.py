@@ -1,9 +1,12 @@
 """Which rows each optimiser step sees: a pure function of lengths, seed and step number.
 
 So a resumed run needs no iterator state. Every epoch is one permutation of all rows, cut into steps of nearly equal
-tokens. Packed rows are read just so. Padded rows are first sorted by length within a window of some steps, whose steps
-then come in random order: a step then goes through the model in one or two micro-batches with little padding, where
-rows of all lengths would need many small ones.
+tokens. Several sources are each permuted and cut by themselves, and a step has its piece of each, so that every step
+sees every source in its share; a source that is read 2.5 times per epoch has two and a half permutations in it.
+
+Packed rows are read just so. Padded rows are first sorted by length within a window of some steps, whose steps then
+come in random order: a step then goes through the model in one or two micro-batches with little padding, where rows
+of all lengths would need many small ones.
 """
 
 from __future__ import annotations
@@ -24,6 +27,21 @@ WINDOW = 16
 Rows = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Stratum:
+    """The rows of one source."""
+
+    rows: tuple[int, ...]
+    is_packed: bool
+    copies: float = 1.0
+    """How often each row is read in an epoch, at least once; the half of 1.5 is drawn anew in every epoch."""
+
+    @property
+    def num_reads(self) -> int:
+        """Rows read in an epoch."""
+        return round(self.copies * len(self.rows))
+
+
 @dataclass
 class Order:
     """The rows of every step. `lengths` are tokens per row."""
@@ -32,16 +50,29 @@ class Order:
     steps_per_epoch: int
     num_steps: int
     seed: int
-    is_packed: bool
+    strata: tuple[Stratum, ...]
     _epoch: tuple[int, list[tuple[int, ...]]] = field(default=(-1, []), repr=False)
     """The steps of the epoch asked for last."""
 
     @staticmethod
-    def plan(lengths: Sequence[int], settings: TrainSettings, seed: int, *, is_packed: bool) -> Order:
-        """Steps of about `tokens_per_step` tokens for the wished number of epochs or steps."""
-        per_epoch = max(1, min(len(lengths), round(sum(lengths) / settings.tokens_per_step)))
+    def plan(
+        lengths: Sequence[int],
+        settings: TrainSettings,
+        seed: int,
+        *,
+        is_packed: bool = False,
+        strata: Sequence[Stratum] = (),
+    ) -> Order:
+        """Steps of about `tokens_per_step` tokens for the wished number of epochs or steps.
+
+        Without `strata` all rows are one source.
+        """
+        strata = tuple(strata) or (Stratum(tuple(range(len(lengths))), is_packed),)
+        tokens = sum(sum(lengths[row] for row in one.rows) * one.copies for one in strata)
+        most = max(one.num_reads for one in strata)  # so that no step is empty
+        per_epoch = max(1, min(most, round(tokens / settings.tokens_per_step)))
         num_steps = settings.steps or max(1, round(settings.epochs * per_epoch))
-        return Order(lengths, per_epoch, num_steps, seed, is_packed)
+        return Order(lengths, per_epoch, num_steps, seed, tuple(strata))
 
     def rows(self, step: int) -> tuple[int, ...]:
         """The row numbers of a step (from 0), in the order they are read."""
@@ -51,13 +82,28 @@ class Order:
         return self._epoch[1][index]
 
     def _steps(self, epoch: int) -> list[tuple[int, ...]]:
-        random = np.random.default_rng((self.seed, epoch))
         lengths = np.asarray(self.lengths)
-        steps = _cut(random.permutation(len(lengths)), lengths, self.steps_per_epoch)
-        if not self.is_packed:
-            windows = [steps[first : first + WINDOW] for first in range(0, len(steps), WINDOW)]
-            steps = [step for window in windows for step in _regroup(window, lengths, random)]
-        return [tuple(step.tolist()) for step in steps]
+        several = len(self.strata) > 1
+        parts = [
+            self._part(one, lengths, np.random.default_rng((self.seed, epoch, *((place,) if several else ()))))
+            for place, one in enumerate(self.strata)
+        ]
+        return [tuple(row for part in parts for row in part[step].tolist()) for step in range(self.steps_per_epoch)]
+
+    def _part(self, one: Stratum, lengths: NDArray[np.int64], random: np.random.Generator) -> list[Rows]:
+        """The pieces of one source in an epoch's steps; empty ones where it has fewer reads than there are steps."""
+        count, own = self.steps_per_epoch, np.asarray(one.rows, dtype=np.int64)
+        rounds = -(-one.num_reads // max(1, len(own)))
+        permuted = [own[random.permutation(len(own))] for _ in range(rounds)]
+        rows = np.concatenate(permuted)[: one.num_reads] if permuted else own
+        if len(rows) < count:
+            places = ((np.arange(len(rows)) + random.random()) * count / max(1, len(rows))).astype(np.int64)
+            return [rows[places == step] for step in range(count)]
+        steps = _cut(rows, lengths, count)
+        if one.is_packed:
+            return steps
+        windows = [steps[first : first + WINDOW] for first in range(0, len(steps), WINDOW)]
+        return [step for window in windows for step in _regroup(window, lengths, random)]
 
 
 def micro_batches(
