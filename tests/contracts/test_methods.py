@@ -140,7 +140,7 @@ def test_a_folder_of_another_base_is_refused(
 ) -> None:
     method.save(attached, tmp_path / "saved")
     architecture, task = family
-    narrower = {"d_ff": 48} if architecture == "t5" else {"intermediate_size": 48}
+    narrower = {"d_model": 48, "d_ff": 48, "d_kv": 12} if architecture == "t5" else {"hidden_size": 48, "intermediate_size": 48}
     other, _ = tiny(architecture, task, **narrower)
     with pytest.raises(UserError) as caught:
         method.load(other, tmp_path / "saved")

@@ -92,7 +92,9 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
     Raises:
         UserError: No adapter there, a pickle, keys that miss or exceed, or shapes of another base.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
+
+    from tunesmith.models.bottleneck import register
 
     refuse_pickles(folder)
     if not (folder / WEIGHTS).is_file():

@@ -174,6 +174,9 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
         opened = Opened(base_source, base_name, recorded.get("revision") or "main")
         config = opened.config()
         check_task(config, task, base_name)
+    from tunesmith.models.bottleneck import register
+
+    register()
         has_tokenizer = any(folder.glob("*token*"))
         tokenizer = (Opened(folder, name) if has_tokenizer else opened).tokenizer()
         check_vocabulary(config, tokenizer, base_name)
