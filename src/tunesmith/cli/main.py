@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train a recipe; the result is a run folder",
     "evaluate": "score a run or a model on held-out rows, with intervals",
     "compare": "prompting, retrieval and fine-tuning on the same rows: was it worth it?",
+    "search": "the best settings of a recipe, or its learning rate",
     "models": "versions and aliases: list, show, register, promote, roll back",
     "chat": "talk to a run or a model in the terminal",
     "serve": "serve models with OpenAI's API",

@@ -52,6 +52,8 @@ class Metric:
     is_best: bool = False
     label: str = ""
     seconds: float | None = None
+    text: str = ""
+    """What a row shows instead of its first score."""
 
 
 @dataclass(frozen=True, slots=True)

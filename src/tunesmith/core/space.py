@@ -149,17 +149,7 @@ def take_space(values: Mapping[str, Any], locate: Locate | None = None) -> tuple
     Raises:
         UserError: A range is wrong or empty, stands twice, or there is none.
     """
-    plain = copy.deepcopy(dict(values))
-    axes: dict[str, Axis] = {}
-    places: dict[str, tuple[str, str]] = {}
-    for path, spec in list(_ranges(plain, ())):
-        key = ".".join(path)
-        places[key] = locate(path) if locate else ("", "")
-        axes[key] = _axis(key, spec, places[key])
-        group = plain
-        for part in path[:-1]:
-            group = group[part]
-        group[path[-1]] = axes[key].samples()[0]
+    plain, axes, places = _beside(values, locate)
     section = plain.get("search")
     wished = section.get("space") if isinstance(section, Mapping) else None
     if isinstance(wished, Mapping):
@@ -176,6 +166,33 @@ def take_space(values: Mapping[str, Any], locate: Locate | None = None) -> tuple
         raise UserError("there is nothing to search: no key has a range.", code="no_space", remedy=_EXAMPLE)
     ordered = {key: axes[key] for key in sorted(axes, key=lambda key: key.count("."))}
     return plain, Space(ordered, places)
+
+
+def without_ranges(values: Mapping[str, Any], locate: Locate | None = None) -> dict[str, Any]:
+    """The recipe's values with the first of every range in its stead.
+
+    Raises:
+        UserError: A range is wrong or empty.
+    """
+    return _beside(values, locate)[0]
+
+
+def _beside(
+    values: Mapping[str, Any], locate: Locate | None
+) -> tuple[dict[str, Any], dict[str, Axis], dict[str, tuple[str, str]]]:
+    """Values without the ranges that stand beside their keys, those ranges, and their places."""
+    plain = copy.deepcopy(dict(values))
+    axes: dict[str, Axis] = {}
+    places: dict[str, tuple[str, str]] = {}
+    for path, spec in list(_ranges(plain, ())):
+        key = ".".join(path)
+        places[key] = locate(path) if locate else ("", "")
+        axes[key] = _axis(key, spec, places[key])
+        group = plain
+        for part in path[:-1]:
+            group = group[part]
+        group[path[-1]] = axes[key].samples()[0]
+    return plain, axes, places
 
 
 def refuse_ranges(values: Mapping[str, Any], locate: Locate | None = None) -> None:

@@ -159,7 +159,8 @@ class Story:
         if is_inner:
             return []
         if event.label:
-            return [self._row(event.label, score_text(event.values, width), event.seconds, frame, width)]
+            text = event.text or score_text(event.values, width)
+            return [self._row(event.label, text, event.seconds, frame, width)]
         if event.at is None or (frame and frame.part):
             return []
         if self._training is None:

@@ -127,7 +127,7 @@ def evaluate_predictor(  # noqa: PLR0913 - one call says everything about a meas
 
     needs = {metric.needs for metric in metrics}
     for metric in metrics:
-        _refuse_unfit(metric, examples)
+        refuse_unfit(metric, examples)
     generate = generate or GenerateSettings()
     passes = _Passes(predictor, examples, ask or own_prompt, generate, emit, step)
     started = time.perf_counter()
@@ -250,7 +250,12 @@ def _merge(passes: Sequence[Sequence[Outcome]], examples: Sequence[Example]) -> 
     return merged
 
 
-def _refuse_unfit(metric: Metric, examples: Sequence[Example]) -> None:
+def refuse_unfit(metric: Metric, examples: Sequence[Example]) -> None:
+    """Let pass only a metric that these rows can be scored by.
+
+    Raises:
+        UserError: There are no rows, or they are of another kind.
+    """
     if not examples:
         raise UserError("there are no rows to score.", code="no_rows", remedy="Name a file that has some.")
     kinds: tuple[type[Example], ...] = {
