@@ -140,7 +140,8 @@ def test_a_folder_of_another_base_is_refused(
 ) -> None:
     method.save(attached, tmp_path / "saved")
     architecture, task = family
-    narrower = {"d_model": 48, "d_ff": 48, "d_kv": 12} if architecture == "t5" else {"hidden_size": 48, "intermediate_size": 48}
+    width, inner = ("d_model", "d_ff") if architecture == "t5" else ("hidden_size", "intermediate_size")
+    narrower = {width: 48, inner: 48}
     other, _ = tiny(architecture, task, **narrower)
     with pytest.raises(UserError) as caught:
         method.load(other, tmp_path / "saved")

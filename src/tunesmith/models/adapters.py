@@ -118,6 +118,7 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
 
 
 def _new_head_in_fp32(model: Module) -> None:
+    register()
     """Before PEFT copies or fills it: what trains is fp32, and a saved head would otherwise lose digits."""
     if is_classifier(model):
         for head in head_modules(model).values():
