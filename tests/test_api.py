@@ -194,3 +194,12 @@ def test_an_unknown_model_or_version_is_refused(run: ts.Run) -> None:
     assert version.reference == "manual:1", "the same model again is the same version"
     with pytest.raises(ts.UserError):
         ts.models["manual"][99]
+
+
+def test_several_seeds_give_a_mean_and_a_spread(place: Path, data: ts.Data) -> None:
+    seeds = ts.train_seeds("tiny", data, num_seeds=2, method="lora", rank=2, evaluate="perplexity", shots=5, **SHORT)
+    score = seeds.scores["perplexity"]
+    assert score["mean"] == pytest.approx(sum(score["values"]) / 2)
+    assert [run.state for run in seeds.runs] == ["finished", "finished"]
+    assert list(seeds.to_pandas()["metric"]) == ["perplexity"]
+    assert repr(seeds).startswith("Seeds(") and "±" in seeds._repr_html_()

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tunesmith.api import compare, evaluate, register, run, serve, train
+    from tunesmith.api import compare, evaluate, register, run, serve, train, train_seeds
     from tunesmith.core.errors import GateError, TunesmithError, UserError
-    from tunesmith.nouns import Data, Model, Report, Run, Server, Version
+    from tunesmith.nouns import Data, Model, Report, Run, Seeds, Server, Version
 
     data: _DataPackage
     models: _ModelsPackage
 
 _PLACES = {
-    **dict.fromkeys(("train", "run", "evaluate", "compare", "register", "serve"), "tunesmith.api"),
-    **dict.fromkeys(("Data", "Run", "Report", "Model", "Version", "Server"), "tunesmith.nouns"),
+    **dict.fromkeys(("train", "run", "evaluate", "compare", "register", "serve", "train_seeds"), "tunesmith.api"),
+    **dict.fromkeys(("Data", "Run", "Report", "Model", "Version", "Seeds", "Server"), "tunesmith.nouns"),
     **dict.fromkeys(("GateError", "TunesmithError", "UserError"), "tunesmith.core.errors"),
 }
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Model",
     "Report",
     "Run",
+    "Seeds",
     "Server",
     "TunesmithError",
     "UserError",
@@ -52,6 +53,7 @@ __all__ = [
     "run",
     "serve",
     "train",
+    "train_seeds",
 ]
 
 

@@ -16,7 +16,7 @@ from tunesmith.core.home import Home
 from tunesmith.core.plugins import Plugin, find, names
 from tunesmith.core.run import RunFolder
 from tunesmith.core.settings import Settings, validate
-from tunesmith.nouns import Data, Report, Rows, Run, Server, Version
+from tunesmith.nouns import Data, Report, Rows, Run, Seeds, Server, Version
 from tunesmith.recipe import (
     DataSettings,
     GenerateSettings,
@@ -33,7 +33,7 @@ from tunesmith.reporters.third_parties import silence
 if TYPE_CHECKING:
     from tunesmith.steps.models import Promotion, Rollback
 
-__all__ = ["compare", "data", "evaluate", "register", "run", "serve", "train"]
+__all__ = ["compare", "data", "evaluate", "register", "run", "serve", "train", "train_seeds"]
 
 Place = str | Path | None
 RECIPES = (".yaml", ".yml")
@@ -92,6 +92,24 @@ def train(
         return run_step(recipe, emit=emit, root=place.runs)
 
     return Run(_training(work), place)
+
+
+def train_seeds(
+    model: str | Path | Recipe, data: Any = None, *, num_seeds: int = 5, home: Place = None, **settings: Any
+) -> Seeds:
+    """As `train`, with the seed and those after it: the mean and the spread of every score, on the same rows.
+
+    `ts.train_seeds("base", data, num_seeds=3, shots=8)` is few-shot fine-tuning with three draws of 8 rows per class.
+
+    Raises:
+        UserError: As `tunesmith train --seeds` would say it.
+    """
+    from tunesmith.steps.seeds import train_seeds as run_step
+
+    recipe = make_training(model, data, **settings)
+    place = _home(home)
+    with _reporter() as emit:
+        return Seeds.of_report(run_step(recipe, num_seeds, emit=emit, root=place.runs), place)
 
 
 def resume(stopped: Run) -> Run:

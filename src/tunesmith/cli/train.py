@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +25,12 @@ def train(
     resume: Annotated[
         str, typer.Option(metavar="RUN", show_default=False, help="Go on with this run instead, bit for bit.")
     ] = "",
+    seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Train N times, with the recipe's seed and those after it; print mean and spread."
+        ),
+    ] = 1,
 ) -> None:
     """Train a recipe; the result is a run folder.
 
@@ -31,9 +39,20 @@ def train(
     Example: tunesmith train recipes/manual_lora.yaml method.rank=32
     """
     session: Session = ctx.obj
+    if seeds != 1:
+        if resume or not recipe:
+            raise UsageError("--seeds needs a recipe;", code="usage", remedy="a stopped one goes on with --resume.")
+        _train_seeds(session, recipe, overrides or (), seeds)
+        return
     if resume:
         if recipe:
             raise UsageError("--resume takes its recipe from the run;", code="usage", remedy="leave the recipe out.")
+        if (Path(resume) / "seeds.json").is_file():
+            from tunesmith.steps.seeds import resume_seeds
+
+            report = resume_seeds(Path(resume), emit=session.emit)
+            session.result(report.to_dict(), text=str(report.path))
+            return
         from tunesmith.core.run import RunFolder
 
         folder = RunFolder.open(resume)
@@ -50,6 +69,16 @@ def train(
     else:
         raise UsageError("train what?", code="usage", remedy="For example: tunesmith train recipes/manual_lora.yaml")
     session.result(_summary(run), text=str(run.path))
+
+
+def _train_seeds(session: Session, recipe: str, overrides: Sequence[str], seeds: int) -> None:
+    from tunesmith.recipe import read_recipe
+
+    checked = read_recipe(recipe, overrides)
+    from tunesmith.steps.seeds import train_seeds
+
+    report = train_seeds(checked, seeds, emit=session.emit, root=session.home.runs)
+    session.result(report.to_dict(), text=str(report.path))
 
 
 def _summary(run: RunFolder) -> dict[str, Any]:

@@ -59,6 +59,13 @@ class RunFolder:
             return run
 
     @staticmethod
+    def make(path: Path) -> RunFolder:
+        """A new run at this very path, which may be a folder that a killed one left without a recipe."""
+        run = RunFolder(path)
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @staticmethod
     def open(path: str | Path) -> RunFolder:
         """An existing run.
 
