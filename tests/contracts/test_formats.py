@@ -23,6 +23,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "alpaca": {"instruction": "Add", "input": "1 and 2", "output": "3"},
     "prompt_completion": {"question": "Why?", "answer": "So."},
     "classification": {"text": "Where is my card?", "label": "card"},
+    "multi_label": {"text": "A tale of love and war.", "labels": ["love", "war"]},
+    "regression": {"sentence1": "It rains.", "sentence2": "Rain falls.", "score": 4.5},
+    "tags": {"tokens": ["In", "Paris"], "ner_tags": ["O", "B-LOC"]},
     "pair": {"source": "in", "target": "out"},
     "preference": {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
     "rated": {"prompt": "Why?", "completion": "So.", "label": True},
@@ -46,6 +49,14 @@ JUNK: list[dict[str, Any]] = [
     {"source": "x", "target": ""},
     {"prompt": "x", "chosen": [], "rejected": [3]},
     {"prompt": 3, "completion": True, "label": "perhaps"},
+    {"text": "x", "labels": [[]]},
+    {"text": "x", "labels": {"a": 1}},
+    {"text": "x", "score": "high"},
+    {"text": "x", "score": float("nan")},
+    {"tokens": ["a", "b"], "tags": ["O"]},
+    {"tokens": ["a", " "], "tags": ["O", "O"]},
+    {"tokens": "a b", "tags": "O O"},
+    {"tokens": [], "tags": []},
 ]
 
 

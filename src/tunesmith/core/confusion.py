@@ -1,4 +1,4 @@
-"""Counts of classes: the additive statistics behind precision, recall and F1.
+"""Counts of classes and sums of numbers: the additive statistics behind precision, recall, F1 and correlations.
 
 Legend: R rows, C classes. Columns are C times right, then C times given (predicted), then C times actual.
 """
@@ -28,8 +28,18 @@ def ratio(above: Array, below: Array) -> Array:
 def class_names(outcomes: Sequence[Outcome]) -> list[str]:
     """The classes, in the model's order where it gave probabilities, then those met elsewhere by name."""
     known = dict.fromkeys(label for outcome in outcomes[:1] for label in outcome.probabilities)
-    met = {outcome.reference for outcome in outcomes} | {outcome.answer for outcome in outcomes}
+    met = {label for outcome in outcomes for label in given_classes(outcome) | actual_classes(outcome)}
     return [*known, *sorted(met - set(known))]
+
+
+def given_classes(outcome: Outcome) -> frozenset[str]:
+    """The class that was given, or the set of them."""
+    return frozenset((outcome.answer,) if outcome.answer_labels is None else outcome.answer_labels)
+
+
+def actual_classes(outcome: Outcome) -> frozenset[str]:
+    """The class of the reference, or the set of them."""
+    return frozenset((outcome.reference,) if outcome.reference_labels is None else outcome.reference_labels)
 
 
 def confusion(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Array:
@@ -46,8 +56,8 @@ def class_counts(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Array:
     index = {label: i for i, label in enumerate(labels)}
     counts = np.zeros((len(outcomes), 3, len(labels)))
     for row, outcome in zip(counts, outcomes, strict=True):
-        row[1, index[outcome.answer]] = 1
-        row[2, index[outcome.reference]] = 1
+        row[1, [index[label] for label in given_classes(outcome)]] = 1
+        row[2, [index[label] for label in actual_classes(outcome)]] = 1
     counts[:, 0] = counts[:, 1] * counts[:, 2]
     return counts.reshape(len(outcomes), 3 * len(labels))
 
@@ -70,3 +80,26 @@ def per_class(sums: Array, formula: Formula, labels: Sequence[str]) -> dict[str,
         for i, label in enumerate(labels)
         if given[i] + actual[i] > 0
     }
+
+
+def moments(x_R: Array, y_R: Array) -> Array:
+    """1, x, y, x², y² and xy of each row, [R, 6]."""
+    return np.stack([np.ones(len(x_R)), x_R, y_R, x_R**2, y_R**2, x_R * y_R], axis=-1)
+
+
+def correlation(sums: Array) -> Array:
+    """Pearson's correlation from summed moments, [..., 6] to [...]; 0 where one side does not vary."""
+    count, x, y, xx, yy, xy = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
+    spread_x, spread_y = count * xx - x * x, count * yy - y * y
+    noise = 1e-12  # what rounding leaves of a spread of zero
+    varies = (spread_x > noise * count * xx) & (spread_y > noise * count * yy)
+    below = np.sqrt(np.where(varies, spread_x, 1.0)) * np.sqrt(np.where(varies, spread_y, 1.0))
+    return np.where(varies, np.clip((count * xy - x * y) / below, -1.0, 1.0), 0.0)
+
+
+def ranks(values: Array) -> Array:
+    """The place of each value among all, from 1; equal values share their mean place."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(sizes)
+    mean_place: Array = (last - (sizes - 1) / 2)[group]
+    return mean_place

@@ -9,6 +9,22 @@ from typing import Any
 from tunesmith.data.json_text import JsonFault, parse_json
 from tunesmith.formats.base import RowFault
 
+TEXT_PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("claim", "evidence"),
+    ("text", "text_pair"),
+)
+TEXT = ("text", "sentence", "content", "utterance", "review", "comment", "tweet", "title")
+
 
 def find_column(row: Mapping[str, Any], names: Iterable[str]) -> str:
     """The first of `names` that the row has (exactly, else in another case), or ""."""
@@ -21,6 +37,15 @@ def find_column(row: Mapping[str, Any], names: Iterable[str]) -> str:
         if name in folded:
             return folded[name]
     return ""
+
+
+def text_columns(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The columns of a text to judge and of the text beside it; "" where there is none."""
+    for first, second in TEXT_PAIRS:
+        found = find_column(row, (first,))
+        if found and (other := find_column(row, (second,))):
+            return found, other
+    return find_column(row, TEXT), ""
 
 
 def is_text(value: Any) -> bool:

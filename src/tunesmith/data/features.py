@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.core.records import ChatExample, Example, PairExample
+from tunesmith.core.records import (
+    ChatExample,
+    Example,
+    LabelExample,
+    MultiLabelExample,
+    NumberExample,
+    PairExample,
+)
 from tunesmith.data.template import encode_chat
 from tunesmith.objectives.base import IGNORED, Features
 
@@ -30,6 +37,25 @@ def chat_features(example: ChatExample, tokenizer: Any, *, max_length: int, scor
     labels[0] = IGNORED  # nothing stands before the first token
     weight = float(sum(label != IGNORED for label in labels))
     return Features(tuple(chat.input_ids), tuple(labels), weight, num_cut=chat.num_cut)
+
+
+def head_features(
+    example: LabelExample | MultiLabelExample | NumberExample,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    labels: Sequence[int] = (),
+    value: float = 0.0,
+) -> Features:
+    """A text, or a pair of texts, for a head that reads the whole row; cut from the right at `max_length`."""
+    texts = (example.text, example.text_pair or None)
+    encoded = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+    ids = tuple(encoded["input_ids"])
+    num_cut = 0
+    if len(ids) == max_length:
+        num_cut = len(tokenizer(*texts, verbose=False)["input_ids"]) - max_length
+    segments = tuple(encoded.get("token_type_ids", ()))
+    return Features(ids, tuple(labels), 1.0, segments, num_cut=num_cut, value=value)
 
 
 def pair_features(example: Example, tokenizer: Any, *, max_length: int) -> Features:

@@ -11,11 +11,15 @@ from tunesmith.core.records import (
     Example,
     LabelExample,
     Message,
+    MultiLabelExample,
+    NumberExample,
     PairExample,
     PreferenceExample,
     RatedExample,
+    TagExample,
     TextExample,
 )
+from tunesmith.data.repeats import answer_of
 from tunesmith.data.template import locate_answers, tokenize_spans
 
 Part = Literal["context", "trained", "rejected", "cut"]
@@ -56,11 +60,14 @@ def learn(example: Example, tokenizer: Any, *, max_length: int) -> Learnt:
             return _of_text(tokenizer, text, spans, max_length)
         case TextExample():
             return _of_text(tokenizer, example.text, [(0, len(example.text))], 0)
-        case LabelExample():
+        case LabelExample() | MultiLabelExample() | NumberExample():
             pair = f"\n{example.text_pair}" if example.text_pair else ""
             given = _of_text(tokenizer, example.text + pair, [], max_length)
-            label = (Piece(" → ", "context"), Piece(example.label, "trained"))
+            label = (Piece(" → ", "context"), Piece(answer_of(example) or "(none)", "trained"))
             return Learnt((*given.pieces, *label), given.num_tokens, 1, 1, given.num_cut, True)
+        case TagExample():
+            given = _of_text(tokenizer, example.text, [], 0)
+            return Learnt(_tagged(example), given.num_tokens, len(example.words), len(example.words), 0, True)
         case PairExample():
             source = _of_text(tokenizer, example.source, [], max_length)
             target = _of_text(tokenizer, example.target, [(0, len(example.target))], max_length)
@@ -85,6 +92,16 @@ def learn(example: Example, tokenizer: Any, *, max_length: int) -> Learnt:
         case RatedExample():
             return _answered(tokenizer, example.prompt, example.answer, max_length)
     raise AssertionError(type(example))
+
+
+def _tagged(example: TagExample) -> tuple[Piece, ...]:
+    """Words with their tags behind them, but for the commonest (`O`), which would hide the others."""
+    pieces: list[Piece] = []
+    for word, tag in zip(example.words, example.tags, strict=True):
+        pieces.append(Piece(f"{word} ", "context"))
+        if tag != "O":
+            pieces.append(Piece(f"[{tag}] ", "trained"))
+    return tuple(pieces)
 
 
 def _answered(tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int) -> Learnt:

@@ -17,8 +17,9 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.events import Finding
 from tunesmith.core.plugins import build
 from tunesmith.core.publish import verify
-from tunesmith.core.records import Example, LabelExample, Origin
+from tunesmith.core.records import Example, LabelExample, MultiLabelExample, Origin, TagExample
 from tunesmith.data.findings import Findings
+from tunesmith.data.labels import in_order, labels_in, learnt_labels
 from tunesmith.data.mix import copies_per_epoch, named, refuse_tasks, settings_of, sources_of
 from tunesmith.data.read import Loaded, SourceFile, read_examples, recognise, source_files
 from tunesmith.data.repeats import content_key, normalise, note_leaks, question_of, without_repeats
@@ -54,7 +55,7 @@ class DataSet:
     def card(self) -> dict[str, Any]:
         """The data card: counts, sums of the files and of each side's contents. Equal data have equal cards."""
         sides = {"train": self.train, "validation": self.validation, "test": self.test}
-        labels = Counter(e.label for e in self.train if isinstance(e, LabelExample))
+        labels = Counter(label for example in self.train for label in labels_in(example))
         return {
             "version": 1,
             "format": self.format_name,
@@ -217,6 +218,8 @@ def _labels(train: Sequence[Example], validation: Sequence[Example], test: Seque
     Raises:
         UserError: A label occurs once, or only outside the training rows.
     """
+    if train and isinstance(train[0], MultiLabelExample | TagExample):
+        return learnt_labels(train, (*validation, *test))
     learnt = Counter(e.label for e in train if isinstance(e, LabelExample))
     total = learnt + Counter(e.label for e in (*validation, *test) if isinstance(e, LabelExample))
     for example in (*train, *validation, *test):
@@ -240,8 +243,7 @@ def _labels(train: Sequence[Example], validation: Sequence[Example], test: Seque
         raise UserError(
             f'every row has the label "{next(iter(learnt))}".', code="one_label", remedy="Add another class."
         )
-    is_numeric = all(label.lstrip("-").isdigit() for label in learnt)
-    return tuple(sorted(learnt, key=lambda label: (int(label) if is_numeric else 0, label)))
+    return in_order(tuple(learnt))
 
 
 def _load_prepared(settings: DataSettings, folder: Path, seed: int) -> DataSet:

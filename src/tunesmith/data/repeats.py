@@ -19,12 +19,16 @@ from tunesmith.core.records import (
     Example,
     LabelExample,
     Message,
+    MultiLabelExample,
+    NumberExample,
     PairExample,
     PreferenceExample,
     RatedExample,
+    TagExample,
     TextExample,
 )
 from tunesmith.data.findings import Findings
+from tunesmith.data.labels import labels_in
 
 NEAR = 0.8
 _INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
@@ -45,8 +49,10 @@ def question_of(example: Example) -> str:
     match example:
         case ChatExample():
             return _words(example.prompt)
-        case LabelExample():
+        case LabelExample() | MultiLabelExample() | NumberExample():
             return f"{example.text}{_FIELD}{example.text_pair}"
+        case TagExample():
+            return example.text
         case PairExample():
             return example.source
         case PreferenceExample() | RatedExample():
@@ -64,6 +70,12 @@ def answer_of(example: Example) -> str:
             return _words(example.messages[last:])
         case LabelExample():
             return example.label
+        case MultiLabelExample():
+            return ", ".join(example.labels)
+        case NumberExample():
+            return f"{example.value:g}"
+        case TagExample():
+            return " ".join(example.tags)
         case PairExample():
             return example.target
         case PreferenceExample():
@@ -232,8 +244,10 @@ def _nearest(
 
 
 def _same_class(a: Example, b: Example) -> bool:
-    if isinstance(a, LabelExample) and isinstance(b, LabelExample):
-        return a.label == b.label
+    if labels := labels_in(a):
+        return labels == labels_in(b)
+    if isinstance(a, NumberExample) and isinstance(b, NumberExample):
+        return a.value == b.value
     if isinstance(a, RatedExample) and isinstance(b, RatedExample):
         return a.is_good == b.is_good
     return True

@@ -1,4 +1,5 @@
-"""Read rows of any file and keep where each came from: JSONL, JSON, CSV, TSV, Parquet, text; gzipped; folders.
+"""Read rows of any file and keep where each came from: JSONL, JSON, CSV, TSV, Parquet, CoNLL, text; gzipped;
+folders.
 
 What a suffix means is in `_READERS`; an unknown one is refused.
 """
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import Origin
 from tunesmith.data.cells import read_csv, read_tsv
+from tunesmith.data.conll import read_conll
 from tunesmith.data.json_text import JsonFault, elements, parse_at, parse_json, skip_space
 from tunesmith.data.lines import Fault, Item, RawRow, missing_file, read_lines, read_whole
 from tunesmith.data.pieces import read_text
@@ -225,4 +227,7 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Item]]] = {
     ".parquet": _read_parquet,
     ".txt": read_text,
     ".md": read_text,
+    ".conll": read_conll,
+    ".iob": read_conll,
+    ".bio": read_conll,
 }

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.core.errors import UserError, suggest
-from tunesmith.core.records import Example, LabelExample
+from tunesmith.core.records import Example
+from tunesmith.data.labels import labels_in
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _keep_labels(sides: dict[str, str], groups: dict[str, list[int]], examples: 
     """Move the last group of a label that train would lack back into train."""
     by_label: dict[str, list[str]] = defaultdict(list)
     for group, members in groups.items():
-        for label in {e.label for i in members if isinstance(e := examples[i], LabelExample)}:
+        for label in {label for i in members for label in labels_in(examples[i])}:
             by_label[label].append(group)
     for _, holders in sorted(by_label.items()):
         if not any(sides[group] == "train" for group in holders):

@@ -12,9 +12,12 @@ from tunesmith.core.records import (
     Example,
     LabelExample,
     Message,
+    MultiLabelExample,
+    NumberExample,
     PairExample,
     PreferenceExample,
     RatedExample,
+    TagExample,
     TextExample,
 )
 
@@ -22,6 +25,9 @@ FORMATS: dict[type[Example], str] = {
     TextExample: "text",
     ChatExample: "chat",
     LabelExample: "classification",
+    MultiLabelExample: "multi_label",
+    NumberExample: "regression",
+    TagExample: "tags",
     PairExample: "pair",
     PreferenceExample: "preference",
     RatedExample: "rated",
@@ -60,6 +66,14 @@ def _columns(example: Example) -> dict[str, Any]:
         case LabelExample():
             pair = {"text_pair": example.text_pair} if example.text_pair else {}
             return {"text": example.text, **pair, "label": example.label}
+        case MultiLabelExample():
+            pair = {"text_pair": example.text_pair} if example.text_pair else {}
+            return {"text": example.text, **pair, "labels": list(example.labels)}
+        case NumberExample():
+            pair = {"text_pair": example.text_pair} if example.text_pair else {}
+            return {"text": example.text, **pair, "score": example.value}
+        case TagExample():
+            return {"tokens": list(example.words), "tags": list(example.tags)}
         case PairExample():
             return {"source": example.source, "target": example.target}
         case PreferenceExample():

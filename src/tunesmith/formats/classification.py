@@ -1,7 +1,8 @@
 """A text, or a pair of texts, with its class.
 
 {"text", "label"} and the usual other names ("category", "intent", "class", "sentiment"; "sentence"); pairs as
-{"text", "text_pair"}, {"sentence1", "sentence2"} or {"premise", "hypothesis"}. Labels that are numbers become text.
+{"sentence1", "sentence2"}, {"premise", "hypothesis"}, {"question", "sentence"}, …. Labels that are numbers become text.
+For a model that writes text, `as_chat` makes a question of the text and an answer of the label.
 """
 
 from __future__ import annotations
@@ -9,19 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.core.records import LabelExample, Origin
-from tunesmith.data.columns import find_column, other_columns, text_of
+from tunesmith.core.records import ChatExample, LabelExample, Message, Origin
+from tunesmith.data.columns import find_column, other_columns, text_columns, text_of
 from tunesmith.formats.base import Format, RowFault
 
-PAIRS = (
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-    ("question1", "question2"),
-    ("text", "text_pair"),
-)
-TEXT = ("text", "sentence", "content", "utterance", "review", "comment", "tweet", "title")
 LABEL = ("label", "category", "intent", "class", "sentiment", "labels", "label_text", "topic", "is_duplicate")
 MAX_LABEL_CHARACTERS = 200
 
@@ -29,38 +21,38 @@ MAX_LABEL_CHARACTERS = 200
 class Classification(Format):
     """Rows of a text and its label."""
 
+    as_chat: bool = False
+    """Make each row a short conversation with the label as the answer, for `sft` and `seq2seq`; `exact_match` is then
+    the accuracy, and an answer that is no label counts as wrong."""
+    instruction: str = ""
+    """With `as_chat`: what stands before the text, e.g. the question and the labels to choose from."""
+
     def matches(self, row: Mapping[str, Any]) -> float:
-        first, _, label = _columns(row)
+        first, _ = text_columns(row)
+        label = find_column(row, LABEL)
         if not first or not label or not isinstance(row[first], str):
             return 0.0
         if not isinstance(row[label], str | int | float | None) or len(str(row[label])) > MAX_LABEL_CHARACTERS:
             return 0.0
         return 0.8 if label == "label" else 0.75
 
-    def read(self, row: Mapping[str, Any], origin: Origin) -> LabelExample:
-        first, second, label = _columns(row)
+    def read(self, row: Mapping[str, Any], origin: Origin) -> LabelExample | ChatExample:
+        first, second = text_columns(row)
+        label = find_column(row, LABEL)
         if not first or not label:
             missing = "text" if not first else "label"
             raise RowFault("missing_column", f'the row has no "{missing}"', "name its column with data.columns")
-        return LabelExample(
-            origin=origin,
-            text=text_of(row, first),
-            text_pair=text_of(row, second) if second else "",
-            label=_label(row[label], label),
-            fields=other_columns(row, {first, second, label}),
-        )
+        text, pair = text_of(row, first), text_of(row, second) if second else ""
+        name = _label(row[label], label)
+        fields = other_columns(row, {first, second, label})
+        if not self.as_chat:
+            return LabelExample(origin=origin, text=text, text_pair=pair, label=name, fields=fields)
+        question = "\n\n".join(part for part in (self.instruction, text, pair) if part)
+        messages = (Message("user", question), Message("assistant", name))
+        return ChatExample(origin=origin, messages=messages, fields=fields)
 
     def describe(self) -> str:
         return 'text and label: {"text", "label"}, {"sentence1", "sentence2", "label"}, …'
-
-
-def _columns(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    label = find_column(row, LABEL)
-    for first, second in PAIRS:
-        found = find_column(row, (first,))
-        if found and (other := find_column(row, (second,))):
-            return found, other, label
-    return find_column(row, TEXT), "", label
 
 
 def _label(value: Any, name: str) -> str:

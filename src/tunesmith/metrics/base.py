@@ -18,18 +18,21 @@ from tunesmith.core.plugins import Plugin
 from tunesmith.core.records import Outcome
 
 Array = NDArray[np.float64]
+Needs = Literal["answers", "likelihood", "labels", "tags", "numbers"]
 
 
 class Metric(Plugin):
     """A score over rows. Legend: R rows, S statistics of one row, any leading axes `...`."""
 
-    needs: ClassVar[Literal["answers", "likelihood", "labels"]] = "answers"
-    """What the predictor must give: generated answers, the reference's likelihood, or class labels."""
+    needs: ClassVar[Needs] = "answers"
+    """What the predictor must give: generated answers, the reference's likelihood, classes, tags of words, numbers."""
     higher_is_better: ClassVar[bool] = True
     title: ClassVar[str] = ""
     """The name in tables; the plug-in's own name where empty."""
     is_rate: ClassVar[bool] = False
     """The value is the share of rows that hit: statistics [R, 2] are (0 or 1, 1)."""
+    is_ranked: ClassVar[bool] = False
+    """A row's statistics depend on the rows it is scored with; they add up only within one call."""
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """The least and the greatest value there can be."""
 
@@ -63,6 +66,31 @@ class Metric(Plugin):
 def hits(are_hit: Sequence[bool]) -> Array:
     """Statistics of a rate: (1 where the row hits, 1), [R, 2]."""
     return np.array([[float(is_hit), 1.0] for is_hit in are_hit]).reshape(len(are_hit), 2)
+
+
+def numbers(outcomes: Sequence[Outcome], metric: str) -> tuple[Array, Array]:
+    """The given numbers and the references, [R] each.
+
+    Raises:
+        UserError: A row's answer or reference is no finite number.
+    """
+    columns = []
+    for text in ("answer", "reference"):
+        column = np.zeros(len(outcomes))
+        for row, outcome in enumerate(outcomes):
+            try:
+                column[row] = float(getattr(outcome, text))
+            except ValueError:
+                column[row] = np.nan
+            if not np.isfinite(column[row]):
+                raise UserError(
+                    f"the {text} {getattr(outcome, text)[:40]!r} is no number, so {metric} cannot be computed.",
+                    code="not_a_number",
+                    where=outcome.origin,
+                    remedy="Score rows with numbers; if the model gives none, train it again with a lower `train.lr`.",
+                )
+        columns.append(column)
+    return columns[0], columns[1]
 
 
 def likelihoods(outcomes: Sequence[Outcome], metric: str) -> Array:

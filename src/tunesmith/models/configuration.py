@@ -7,11 +7,27 @@ from typing import Any, Literal
 from transformers.models.auto import modeling_auto
 
 from tunesmith.core.errors import UserError
-from tunesmith.objectives.base import Task
+from tunesmith.objectives.base import Problem, Task
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 NO_POSITIONS = 512
 """Context of models with relative positions only (T5), which were trained on rows of 512 tokens."""
+LABELLED: tuple[Task, ...] = ("classify", "tag")
+"""Tasks whose head gives classes."""
+HEADED: tuple[Task, ...] = (*LABELLED, "mask")
+"""Tasks whose head may be new."""
+NUMBER = "number"
+"""The name of the one output of a regression."""
+_TABLES = {
+    "classify": (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "a classifier"),
+    "tag": (modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, "a classifier of words"),
+    "mask": (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "a head for hidden words"),
+}
+_SUFFIXES: dict[str, Task] = {
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tag",
+    "ForMaskedLM": "mask",
+}
 _OFFSET = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "xmod"}
 """These begin counting positions after the padding token's index, so that many positions are never used."""
 
@@ -41,8 +57,9 @@ def infer_task(config: Any, name: str) -> Task:
         UserError: It is a bare encoder, which answers nothing.
     """
     saved = (getattr(config, "architectures", None) or [""])[0]
-    if saved.endswith("ForSequenceClassification"):
-        return "classify"
+    for suffix, task in _SUFFIXES.items():
+        if saved.endswith(suffix):
+            return task
     kind = family(config)
     if kind == "encoder":
         raise UserError(
@@ -61,8 +78,12 @@ def check_task(config: Any, task: Task, name: str) -> None:
         UserError: The model is of another kind.
     """
     kind = family(config)
-    needed = {"causal": "decoder", "seq2seq": "encoder-decoder"}.get(task)
-    fitting = {"encoder": "classification", "decoder": "sft or clm", "encoder-decoder": "seq2seq"}[kind]
+    needed = {"causal": "decoder", "seq2seq": "encoder-decoder", "mask": "encoder"}.get(task)
+    fitting = {
+        "encoder": "classification, token_classification or mlm",
+        "decoder": "sft, clm or classification",
+        "encoder-decoder": "seq2seq",
+    }[kind]
     if needed and kind != needed:
         raise UserError(
             f"the task needs {_a(needed)}, and this model ({config.model_type}) is {_a(kind)}.",
@@ -70,9 +91,10 @@ def check_task(config: Any, task: Task, name: str) -> None:
             where=name,
             remedy=f"Choose another model, or an objective for it: {fitting}.",
         )
-    if task == "classify" and config.model_type not in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+    table, noun = _TABLES.get(task, ({config.model_type: ""}, ""))
+    if config.model_type not in table:
         raise UserError(
-            f"transformers has no classifier for {config.model_type}.",
+            f"transformers has no {noun.partition(' ')[2]} for {config.model_type}.",
             code="wrong_task",
             where=name,
             remedy=f"Choose another model, or an objective for it: {fitting}.",
@@ -96,18 +118,41 @@ def check_vocabulary(config: Any, tokenizer: Any, name: str) -> None:
         )
 
 
+def check_mask(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer without a token that stands for a hidden word.
+
+    Raises:
+        UserError: It has none.
+    """
+    if tokenizer.mask_token_id is None:
+        raise UserError(
+            "the tokenizer has no token that hides a word.",
+            code="no_mask_token",
+            where=name,
+            remedy="Set `mask_token` in its tokenizer_config.json, or train with another objective.",
+        )
+
+
 def labels_of(config: Any) -> tuple[str, ...]:
     """The labels of a classifier in the order of its outputs; empty where it names none."""
     return tuple(config.id2label[index] for index in sorted(config.id2label)) if config.id2label else ()
 
 
-def set_labels(config: Any, labels: tuple[str, ...], tokenizer: Any) -> None:
-    """Make a configuration one of a classifier with these labels.
+def set_labels(
+    config: Any,
+    labels: tuple[str, ...],
+    tokenizer: Any,
+    problem: Problem = "single_label_classification",
+    task: Task = "classify",
+) -> None:
+    """Make a configuration one of a classifier with these labels (a regression has one, `NUMBER`).
+
+    `problem` makes transformers alone compute the same loss.
 
     Raises:
         UserError: There are fewer than two.
     """
-    if len(labels) < 2:
+    if len(labels) < 2 and problem != "regression":
         raise UserError(
             f"a classifier needs at least two labels, not {len(labels)}.",
             code="too_few_labels",
@@ -115,8 +160,8 @@ def set_labels(config: Any, labels: tuple[str, ...], tokenizer: Any) -> None:
         )
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
-    if config.pad_token_id is None:
+    config.problem_type = problem if task == "classify" else None
+    if config.pad_token_id is None or family(config) == "decoder":
         config.pad_token_id = tokenizer.pad_token_id  # decoders read the class off the last token that is no padding
 
 

@@ -11,14 +11,20 @@ import transformers
 
 from tunesmith.core.errors import UserError, unknown_name
 from tunesmith.models.anatomy import head_modules
-from tunesmith.models.configuration import check_task, check_vocabulary, set_labels
+from tunesmith.models.configuration import LABELLED, check_mask, check_task, check_vocabulary, set_labels
 from tunesmith.models.opened import LOADING_FAULTS, auto_class, first_line
 from tunesmith.models.quiet import quiet
-from tunesmith.objectives.base import Task
+from tunesmith.objectives.base import Problem, Task
 
 
 def random_model(
-    values: Mapping[str, Any], tokenizer: Any, task: Task, *, labels: Sequence[str] = (), seed: int
+    values: Mapping[str, Any],
+    tokenizer: Any,
+    task: Task,
+    *,
+    labels: Sequence[str] = (),
+    problem: Problem = "single_label_classification",
+    seed: int,
 ) -> Any:
     """A model with random fp32 weights from a transformers configuration.
 
@@ -31,8 +37,10 @@ def random_model(
     place = f"model.config ({values['model_type']})"
     check_task(config, task, place)
     check_vocabulary(config, tokenizer, place)
-    if task == "classify":
-        set_labels(config, tuple(labels), tokenizer)
+    if task == "mask":
+        check_mask(tokenizer, place)
+    if task in LABELLED:
+        set_labels(config, tuple(labels), tokenizer, problem, task)
     try:
         with seeded(seed), quiet():
             return auto_class(task).from_config(config, dtype=torch.float32).eval()

@@ -12,6 +12,10 @@ import torch
 from tunesmith.core.errors import UserError
 from tunesmith.models.adapters import attach_adapter
 from tunesmith.models.configuration import (
+    HEADED,
+    LABELLED,
+    NUMBER,
+    check_mask,
     check_task,
     check_vocabulary,
     context_length,
@@ -24,7 +28,8 @@ from tunesmith.models.machine import Precision, Wish, device, preferred_precisio
 from tunesmith.models.opened import LOADING_FAULTS, Opened, first_line
 from tunesmith.models.quiet import quiet
 from tunesmith.models.source import ADAPTER_CONFIG, base_record, read_card, resolve
-from tunesmith.objectives.base import Task
+from tunesmith.models.virtual_tokens import num_virtual_tokens
+from tunesmith.objectives.base import Problem, Task
 from tunesmith.recipe import ModelSettings
 
 
@@ -42,11 +47,13 @@ class Loaded:
     """The contents of tunesmith.json; empty for a model from elsewhere."""
     precision: Precision = "fp32"
     """What products are computed in."""
+    has_new_head: bool = False
+    """Whether the head is random: the checkpoint had none, or one for other labels."""
 
     @property
     def context(self) -> int:
-        """The longest row in tokens."""
-        return context_length(self.model.config)
+        """The longest row in tokens; virtual tokens before it take their share."""
+        return context_length(self.model.config) - num_virtual_tokens(self.model)
 
 
 def load_base(
@@ -54,6 +61,7 @@ def load_base(
     task: Task,
     *,
     labels: Sequence[str] = (),
+    problem: Problem = "single_label_classification",
     trains_base_weights: bool,
     precision: Precision,
     seed: int,
@@ -70,6 +78,9 @@ def load_base(
             holes, or a vocabulary smaller than the tokenizer's.
     """
     tokenizer = load_tokenizer(settings)
+    if task == "mask":
+        check_mask(tokenizer, settings.name)
+    labels = (NUMBER,) if problem == "regression" else tuple(labels)
     if settings.config:
         if not trains_base_weights:
             raise UserError(
@@ -77,8 +88,8 @@ def load_base(
                 code="random_base",
                 remedy="Use `method: full`, or drop `model.config`.",
             )
-        model = random_model(settings.config, tokenizer, task, labels=labels, seed=seed)
-        return Loaded(model, tokenizer, task, tuple(labels), settings.name, precision=precision)
+        model = random_model(settings.config, tokenizer, task, labels=labels, problem=problem, seed=seed)
+        return Loaded(model, tokenizer, task, labels, settings.name, precision=precision)
     source = resolve(settings.name)
     dtype = torch.bfloat16 if precision == "bf16" and not trains_base_weights else torch.float32
     if isinstance(source, Path) and (source / ADAPTER_CONFIG).is_file():
@@ -94,15 +105,24 @@ def load_base(
     check_vocabulary(config, tokenizer, settings.name)
     if check is not None:
         check(config)
-    known = labels_of(config)
-    names = tuple(labels) or (known if task == "classify" else ())
-    if task == "classify":
-        set_labels(config, names, tokenizer)
+    known, known_problem = labels_of(config), config.problem_type
+    names = labels or (known if task in LABELLED else ())
+    if task in LABELLED:
+        set_labels(config, names, tokenizer, problem, task)
+    is_other = task in LABELLED and (names != known or known_problem not in (None, config.problem_type))
     with seeded(seed):
-        model, missing = opened.model(config, task, dtype, may_lack_head=task == "classify")
-        if task == "classify" and not missing and names != known:
+        model, missing = opened.model(config, task, dtype, may_lack_head=task in HEADED)
+        if is_other and not missing:
             renew_head(model)
-    return Loaded(model, tokenizer, task, names, settings.name, precision=precision)
+    if task == "mask" and missing and not trains_base_weights:
+        raise UserError(
+            "the checkpoint has no head for hidden words, and this method would leave a random one as it is.",
+            code="untrained_head",
+            where=settings.name,
+            remedy="Use `method: full`, which trains a new head, or a checkpoint that has one.",
+        )
+    has_new_head = bool(missing) or is_other
+    return Loaded(model, tokenizer, task, names, settings.name, precision=precision, has_new_head=has_new_head)
 
 
 def load_trained(folder: str | Path, *, precision: Wish = "auto") -> Loaded:
@@ -128,7 +148,7 @@ def load_trained(folder: str | Path, *, precision: Wish = "auto") -> Loaded:
     tokenizer = opened.tokenizer()
     check_vocabulary(config, tokenizer, name)
     model, _ = opened.model(config, task, _dtype(precision), is_strict=bool(card))
-    labels = tuple(card.get("labels") or ()) or (labels_of(config) if task == "classify" else ())
+    labels = tuple(card.get("labels") or ()) or (labels_of(config) if task in LABELLED else ())
     return Loaded(model.to(device()), tokenizer, task, labels, name, card, precision)
 
 
@@ -155,6 +175,9 @@ def _require_task(trained: Loaded, task: Task, labels: Sequence[str], name: str)
 def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], precision: Precision) -> Loaded:
     from peft import PeftConfig
 
+    from tunesmith.models.bottleneck import register
+
+    register()
     try:
         peft_config = PeftConfig.from_pretrained(str(folder))
     except (*LOADING_FAULTS, TypeError) as fault:
@@ -164,7 +187,7 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
     if not base_name:
         raise UserError("the adapter does not say which base it belongs to.", code="no_base", where=name)
     base_source = _base_of(base_name, recorded, name)
-    tasks: dict[str, Task] = {"CAUSAL_LM": "causal", "SEQ_2_SEQ_LM": "seq2seq", "SEQ_CLS": "classify"}
+    tasks: dict[str, Task] = {"SEQ_2_SEQ_LM": "seq2seq", "SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
     task: Task = card.get("task") or tasks.get(str(peft_config.task_type), "causal")
     if isinstance(base_source, Path) and (base_source / ADAPTER_CONFIG).is_file():
         below = load_trained(base_source, precision="fp32")
@@ -174,16 +197,13 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
         opened = Opened(base_source, base_name, recorded.get("revision") or "main")
         config = opened.config()
         check_task(config, task, base_name)
-    from tunesmith.models.bottleneck import register
-
-    register()
         has_tokenizer = any(folder.glob("*token*"))
         tokenizer = (Opened(folder, name) if has_tokenizer else opened).tokenizer()
         check_vocabulary(config, tokenizer, base_name)
-        labels = tuple(card.get("labels") or ()) or (labels_of(config) if task == "classify" else ())
-        if task == "classify":
-            set_labels(config, labels, tokenizer)
-        model, _ = opened.model(config, task, _dtype(precision), may_lack_head=task == "classify")
+        labels = tuple(card.get("labels") or ()) or (labels_of(config) if task in LABELLED else ())
+        if task in LABELLED:
+            set_labels(config, labels, tokenizer, card.get("problem") or "single_label_classification", task)
+        model, _ = opened.model(config, task, _dtype(precision), may_lack_head=task in LABELLED)
     model = attach_adapter(model.to(device()), folder, is_trainable=False)
     return Loaded(model, tokenizer, task, labels, name, card, precision)
 

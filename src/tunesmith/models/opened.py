@@ -1,6 +1,6 @@
 """Read a configuration, a tokenizer or weights from one place, with the faults of transformers turned into ours.
 
-A layer that the checkpoint lacks would be random; that is an error, except for the fresh head of a classifier.
+A layer that the checkpoint lacks would be random; that is an error, except for a fresh head that is to be trained.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ from tunesmith.models.weights import own_memory
 from tunesmith.objectives.base import Task
 
 LOADING_FAULTS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-_AUTO = {"causal": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
-_CLASSIFY = "AutoModelForSequenceClassification"
+_AUTO: dict[Task, str] = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classify": "AutoModelForSequenceClassification",
+    "tag": "AutoModelForTokenClassification",
+    "mask": "AutoModelForMaskedLM",
+}
 _PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
 
@@ -130,7 +135,7 @@ class Opened:
 
 def auto_class(task: Task) -> Any:
     """The class of transformers that makes models for a task."""
-    return getattr(transformers, _AUTO.get(task, _CLASSIFY))
+    return getattr(transformers, _AUTO[task])
 
 
 def first_line(fault: Exception) -> str:

@@ -13,8 +13,19 @@ from typing import Any, Literal
 
 import torch
 
-from tunesmith.core.records import ChatExample, Example, LabelExample, Message, PairExample, TextExample
+from tunesmith.core.records import (
+    ChatExample,
+    Example,
+    LabelExample,
+    Message,
+    MultiLabelExample,
+    NumberExample,
+    PairExample,
+    TagExample,
+    TextExample,
+)
 from tunesmith.data.template import render_chat
+from tunesmith.models.heads import problem_of, set_above_half
 from tunesmith.models.load import Loaded
 from tunesmith.models.sample import Sampling, stream
 
@@ -110,7 +121,9 @@ def _question(example: Example) -> Any:
             "messages": [message.to_dict() for message in example.prompt],
             "tools": [dict(t) for t in example.tools],
         }
-    if isinstance(example, LabelExample):
+    if isinstance(example, TagExample):
+        return {"text": example.text}
+    if isinstance(example, LabelExample | MultiLabelExample | NumberExample):
         return {"text": example.text, "text_pair": example.text_pair}
     if isinstance(example, PairExample):
         return {"text": example.source}
@@ -144,11 +157,23 @@ def _first_logits(loaded: Loaded, ids: Sequence[int]) -> torch.Tensor:
     if loaded.task == "seq2seq":
         inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
     logits: torch.Tensor = model(**inputs).logits[0]
-    return (logits if loaded.task == "classify" else logits[-1]).float().cpu()
+    return (logits if loaded.task == "classify" else logits[-1]).float().cpu()  # a tagger's: of the last token
 
 
 def _answer(loaded: Loaded, ids: Sequence[int], logits: torch.Tensor) -> str:
     if loaded.task == "classify":
+        return _class_answer(loaded, logits)
+    if loaded.task == "tag":
         return loaded.labels[int(logits.argmax())]
+    if loaded.task == "mask":
+        return str(loaded.tokenizer.convert_ids_to_tokens(int(logits.argmax())))
     pieces = stream(loaded.model, loaded.tokenizer, ids, Sampling(max_new_tokens=MAX_NEW_TOKENS))
     return "".join(piece.text for piece in pieces)
+
+
+def _class_answer(loaded: Loaded, logits: torch.Tensor) -> str:
+    """The class, the set of classes, or "" for a number, which its logit says already."""
+    problem = problem_of(loaded)
+    if problem == "multi_label_classification":
+        return ", ".join(set_above_half(loaded.labels, logits))
+    return "" if problem == "regression" else loaded.labels[int(logits.argmax())]

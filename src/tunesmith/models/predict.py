@@ -17,12 +17,24 @@ import torch
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import ChatExample, Example, LabelExample, Message, Outcome, PairExample, TextExample
 from tunesmith.data.features import chat_features, pair_features, text_features
+from tunesmith.data.masking import masked_features
 from tunesmith.data.pack import bucket
 from tunesmith.data.template import render_chat
+from tunesmith.models.configuration import LABELLED
+from tunesmith.models.heads import classify
 from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
 from tunesmith.models.sample import Sampling, check_prompt, generate
-from tunesmith.objectives.base import Batch, Features, Layout, causal_batch, padded, seq2seq_batch
+from tunesmith.objectives.base import (
+    IGNORED,
+    Batch,
+    Features,
+    Layout,
+    causal_batch,
+    encoder_batch,
+    padded,
+    seq2seq_batch,
+)
 from tunesmith.prompting.base import Ask
 from tunesmith.recipe import GenerateSettings
 
@@ -45,7 +57,7 @@ class Predictor(Protocol):
         """How likely the references are, in nats."""
 
     def classify(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
-        """The likeliest label with the probabilities of all."""
+        """The likeliest label with the probabilities of all; a set of labels, a number, or tags, as the head gives."""
 
 
 class LocalPredictor:
@@ -57,6 +69,8 @@ class LocalPredictor:
     def answer(
         self, examples: Sequence[Any], ask: Ask, settings: GenerateSettings, on_progress: OnProgress
     ) -> list[Outcome]:
+        if self.loaded.task not in ("causal", "seq2seq"):
+            raise _without("writes no text", self.loaded)
         prompts = [self._prompt(example, ask) for example in examples]
         tokenizer = self.loaded.tokenizer
         special = self.loaded.task == "seq2seq"
@@ -81,6 +95,8 @@ class LocalPredictor:
         ]
 
     def likelihood(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
+        if self.loaded.task in LABELLED:
+            raise _without("gives classes and no likelihood of a text", self.loaded)
         losses = Likelihood(self.loaded.model, is_causal=self.loaded.task == "causal")
         pieces = [(number, piece) for number, example in enumerate(examples) for piece in self._features(example)]
         nats = [0.0] * len(examples)
@@ -106,47 +122,9 @@ class LocalPredictor:
             for number, example in enumerate(examples)
         ]
 
-    @torch.inference_mode()
     def classify(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
-        loaded = self.loaded
-        encoded = [self._encode_label(example) for example in examples]
-        found: dict[int, Outcome] = {}
-        for group in bucket([len(one["input_ids"]) for one in encoded], TOKENS_AT_ONCE):
-            started = time.perf_counter()
-            names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded[group[0]]]
-            fillers = {"input_ids": loaded.tokenizer.pad_token_id}
-            inputs = {
-                name: padded([encoded[place][name] for place in group], fillers.get(name, 0)).to(loaded.model.device)
-                for name in names
-            }
-            probabilities = loaded.model(**inputs).logits.float().softmax(-1)
-            seconds = (time.perf_counter() - started) / len(group)
-            for place, row in zip(group, probabilities.tolist(), strict=True):
-                found[place] = self._labelled(examples[place], len(encoded[place]["input_ids"]), row, seconds)
-            on_progress(len(found), len(examples))
-        return [found[place] for place in range(len(examples))]
-
-    def _labelled(self, example: LabelExample, num_tokens: int, row: Sequence[float], seconds: float) -> Outcome:
-        by_label = dict(zip(self.loaded.labels, row, strict=True))
-        return Outcome(
-            origin=str(example.origin),
-            prompt=example.text,
-            answer=max(by_label, key=lambda label: by_label[label]),
-            reference=example.label,
-            fields=example.fields,
-            probabilities=by_label,
-            num_prompt_tokens=num_tokens,
-            seconds=seconds,
-        )
-
-    def _encode_label(self, example: LabelExample) -> Any:
-        return self.loaded.tokenizer(
-            example.text,
-            example.text_pair or None,
-            truncation=True,
-            max_length=self.loaded.card.get("max_length") or self.loaded.context,
-            verbose=False,
-        )
+        longest = self.loaded.card.get("max_length") or self.loaded.context
+        return classify(self.loaded, examples, on_progress, max_length=longest)
 
     def _prompt(self, example: Any, ask: Ask) -> str:
         if isinstance(example, PairExample):
@@ -163,6 +141,11 @@ class LocalPredictor:
             return (pair_features(example, tokenizer, max_length=context),)
         if isinstance(example, ChatExample):
             return (chat_features(example, tokenizer, max_length=context),)
+        if self.loaded.task == "mask":
+            if not isinstance(example, TextExample):
+                raise _without("guesses hidden words of plain text", self.loaded)
+            longest = self.loaded.card.get("max_length") or context
+            return masked_features(example.text, tokenizer, max_length=longest)
         assert isinstance(example, TextExample), type(example)
         return text_features(example.text, tokenizer, max_length=context)
 
@@ -171,6 +154,9 @@ class LocalPredictor:
         if self.loaded.task == "seq2seq":
             layout = Layout(False, pad, model.config.decoder_start_token_id)
             batch = seq2seq_batch(features, layout)
+        elif self.loaded.task == "mask":
+            labels_BT = padded([feature.labels for feature in features], IGNORED)
+            batch = encoder_batch(features, Layout(False, pad), labels_BT)
         else:
             batch = causal_batch(features, Layout(False, pad))
         return replace(batch, tensors={name: tensor.to(model.device) for name, tensor in batch.tensors.items()})
@@ -281,6 +267,15 @@ def reference_of(example: Example) -> str:
     if isinstance(example, PairExample):
         return example.target
     return example.label if isinstance(example, LabelExample) else ""
+
+
+def _without(what: str, loaded: Loaded) -> UserError:
+    return UserError(
+        f"this model {what}.",
+        code="wrong_task",
+        where=loaded.name,
+        remedy="Score it with metrics and rows that fit, or choose another model.",
+    )
 
 
 def _check_room(model: Any, prompt_ids: Sequence[int], where: str) -> None:

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tunesmith.models.configuration import HEADED, LABELLED, NUMBER
 from tunesmith.models.fresh import random_model
 from tunesmith.models.quiet import quiet
-from tunesmith.objectives.base import Task
+from tunesmith.objectives.base import Problem, Task
 
 ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
 DECODERS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "mixtral")
@@ -46,15 +47,18 @@ def tiny(
     task: Task | None = None,
     *,
     labels: Sequence[str] = ("no", "yes", "maybe"),
+    problem: Problem = "single_label_classification",
     seed: int = 1,
     has_template: bool = True,
     **sizes: Any,
 ) -> tuple[Any, Any]:
     """A random model and its tokenizer; `sizes` overrule the configuration (`num_hidden_layers=4`)."""
     task = task or task_of(architecture)
-    tokenizer = tiny_tokenizer(task, has_template=has_template)
+    reads_target = architecture in ENCODER_DECODERS
+    tokenizer = tiny_tokenizer("seq2seq" if reads_target else task, has_template=has_template)
     config = {**tiny_config(architecture), **sizes}
-    model = random_model(config, tokenizer, task, labels=labels if task == "classify" else (), seed=seed)
+    names = (NUMBER,) if problem == "regression" else labels if task in LABELLED else ()
+    model = random_model(config, tokenizer, task, labels=names, problem=problem, seed=seed)
     return model.eval(), tokenizer
 
 
@@ -107,7 +111,7 @@ def tiny_tokenizer(task: Task = "causal", *, has_template: bool = True) -> Any:
 
     tokenizer = Tokenizer.from_str(_trained())
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
-    if task == "classify":
+    if task in HEADED:
         tokenizer.post_processor = TemplateProcessing(
             single="<cls> $A <sep>",
             pair="<cls> $A <sep> $B <sep>",

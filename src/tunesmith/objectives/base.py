@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a position that is not scored (PyTorch's convention)."""
-Task = Literal["causal", "seq2seq", "classify"]
+Task = Literal["causal", "seq2seq", "classify", "tag", "mask"]
+"""What a model's head gives: the next token, the target's tokens, classes of a row, classes of words, hidden words."""
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""What the outputs of a `classify` head mean, in transformers' words."""
 Metrics = Mapping[str, float]
 
 
@@ -29,8 +32,9 @@ Metrics = Mapping[str, float]
 class Features:
     """One encoded example.
 
-    `labels` has the length of `input_ids` (causal: the token itself where it is learnt, else -100),
-    or of `target_ids` (seq2seq), or is one class index (classify). `weight` is what it adds to the batch's weight.
+    `labels` has the length of `input_ids` (causal, mask: the token itself where it is learnt, else -100; tag: the
+    class where a word begins, else -100), or of `target_ids` (seq2seq), or is one class index, or 0 or 1 of each class
+    (classify). `weight` is what it adds to the batch's weight.
     """
 
     input_ids: tuple[int, ...]
@@ -42,6 +46,12 @@ class Features:
 
     target_ids: tuple[int, ...] = ()
     """Seq2seq only: what the decoder writes; `labels` scores it."""
+
+    whole_ids: tuple[int, ...] = ()
+    """Mask only: `input_ids` before words were hidden."""
+
+    value: float = 0.0
+    """Regression only: the number to give."""
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +78,11 @@ class Layout:
     is_packed: bool
     pad_token_id: int
     decoder_start_token_id: int = 0
+    mask_token_id: int = -1
+    num_tokens: int = 0
+    """Size of the tokenizer's vocabulary."""
+    special_ids: frozenset[int] = frozenset()
+    """Tokens that are no text; they are never hidden."""
 
 
 class Learner(Protocol):
@@ -88,6 +103,10 @@ class Objective(Plugin):
     accepts: ClassVar[tuple[type[Example], ...]] = ()
     passes: ClassVar[int] = 1
     """Optimiser passes over one prepared batch (PPO: several)."""
+    problem: ClassVar[Problem] = "single_label_classification"
+    """What the outputs of a `classify` head mean."""
+    is_fixed: ClassVar[bool] = True
+    """Whether a row looks the same in every epoch, so that what a frozen part makes of it can be kept."""
 
     @abstractmethod
     def encode(
@@ -101,6 +120,10 @@ class Objective(Plugin):
     @abstractmethod
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         """Tensors and weight of one micro-batch."""
+
+    def renew(self, feature: Features, layout: Layout, draw: tuple[int, int, int]) -> Features:
+        """The row as one step sees it. `draw` is (seed, step, row): equal draws give equal features."""
+        return feature
 
     def prepare(self, learner: Learner, batch: Batch) -> Batch:
         """What needs the model before the loss: reference log-probabilities, roll-outs."""
@@ -144,6 +167,18 @@ def causal_batch(features: Sequence[Features], layout: Layout) -> Batch:
         "labels": padded([feature.labels for feature in features], IGNORED),
     }
     return Batch(tensors, weight)
+
+
+def encoder_batch(features: Sequence[Features], layout: Layout, labels: Tensor) -> Batch:
+    """Input ids [B, T] padded on the right, for models that end in a head of classes; `labels` as the head needs."""
+    tensors = {
+        "input_ids": padded([feature.input_ids for feature in features], layout.pad_token_id),
+        "attention_mask": padded([(1,) * len(feature.input_ids) for feature in features], 0),
+        "labels": labels,
+    }
+    if features[0].token_type_ids:
+        tensors["token_type_ids"] = padded([feature.token_type_ids for feature in features], 0)
+    return Batch(tensors, sum(feature.weight for feature in features))
 
 
 def seq2seq_batch(features: Sequence[Features], layout: Layout) -> Batch:

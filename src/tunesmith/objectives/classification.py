@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunesmith.core.errors import UserError
 from tunesmith.core.records import Example, LabelExample
-from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Task, padded
+from tunesmith.data.features import head_features
+from tunesmith.data.labels import label_index
+from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Task, encoder_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,34 +24,13 @@ class Classification(Objective):
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> tuple[Features, ...]:
         assert isinstance(example, LabelExample), type(example)
-        if example.label not in labels:
-            raise UserError(
-                f'the label "{example.label}" is not among the {len(labels)} trained ones.',
-                code="unknown_label",
-                where=str(example.origin),
-                remedy="Correct it, or add training rows with this label.",
-            )
-        encoded = tokenizer(
-            example.text, example.text_pair or None, truncation=True, max_length=max_length, verbose=False
-        )
-        ids = tuple(encoded["input_ids"])
-        num_cut = 0
-        if len(ids) == max_length:
-            num_cut = len(tokenizer(example.text, example.text_pair or None, verbose=False)["input_ids"]) - max_length
-        segments = tuple(encoded.get("token_type_ids", ()))
-        return (Features(ids, (labels.index(example.label),), 1.0, segments, num_cut=num_cut),)
+        index = label_index(example.label, labels, example.origin)
+        return (head_features(example, tokenizer, max_length=max_length, labels=(index,)),)
 
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         import torch
 
-        tensors = {
-            "input_ids": padded([feature.input_ids for feature in features], layout.pad_token_id),
-            "attention_mask": padded([(1,) * len(feature.input_ids) for feature in features], 0),
-            "labels": torch.tensor([feature.labels[0] for feature in features]),
-        }
-        if features[0].token_type_ids:
-            tensors["token_type_ids"] = padded([feature.token_type_ids for feature in features], 0)
-        return Batch(tensors, sum(feature.weight for feature in features))
+        return encoder_batch(features, layout, torch.tensor([feature.labels[0] for feature in features]))
 
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         import torch.nn.functional as F

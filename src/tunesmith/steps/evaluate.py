@@ -11,13 +11,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.core.entities import is_entity_tag
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Finished, Progress, Started, silent
 from tunesmith.core.events import Metric as MetricEvent
 from tunesmith.core.home import Home
 from tunesmith.core.intervals import Difference, difference, score
 from tunesmith.core.plugins import build
-from tunesmith.core.records import ChatExample, Example, LabelExample, Outcome, PairExample, Score, TextExample
+from tunesmith.core.records import (
+    ChatExample,
+    Example,
+    LabelExample,
+    MultiLabelExample,
+    NumberExample,
+    Outcome,
+    PairExample,
+    Score,
+    TagExample,
+    TextExample,
+)
 from tunesmith.metrics.base import Metric
 from tunesmith.objectives.base import objective_for
 from tunesmith.prompting.base import Ask
@@ -31,10 +43,16 @@ NUM_TIMED = 12
 """Rows that are answered one by one for the latency; more would cost more time than they add certainty."""
 LEAST_TIMED, SECONDS_TIMED = 3, 15.0
 """After so many seconds the clock stops early, but not before so many rows."""
-DEFAULTS = {
+PASSES = ("answers", "labels", "tags", "numbers", "likelihood")
+"""What metrics can need, in the order in which it is computed."""
+DEFAULTS: dict[str, tuple[Any, ...]] = {
     "clm": ("perplexity",),
+    "mlm": ("perplexity",),
     "sft": ("perplexity", "exact_match", "rouge"),
     "classification": ("accuracy", "f1"),
+    "multi_label": ({"name": "f1", "average": "micro"}, "f1", "accuracy"),
+    "regression": ("mean_absolute_error", "pearson", "spearman"),
+    "token_classification": ("entity_f1", "tag_accuracy"),
     "seq2seq": ("perplexity", "bleu", "rouge"),
 }
 
@@ -131,7 +149,7 @@ def evaluate_predictor(  # noqa: PLR0913 - one call says everything about a meas
     generate = generate or GenerateSettings()
     passes = _Passes(predictor, examples, ask or own_prompt, generate, emit, step)
     started = time.perf_counter()
-    merged = _merge([passes.run(need) for need in ("answers", "labels", "likelihood") if need in needs], examples)
+    merged = _merge([passes.run(need) for need in PASSES if need in needs], examples)
     seconds = time.perf_counter() - started
     return Evaluation(
         scores=tuple(score(metric, merged, seed) for metric in metrics),
@@ -150,10 +168,12 @@ def before_after(
 
 
 def default_metrics(objective: str, examples: Sequence[Example] = ()) -> tuple[Metric, ...]:
-    """The metrics an objective is judged by; facts first where every row names some."""
+    """The metrics an objective is judged by; facts first where every row names some, entities where tags mark any."""
     names = DEFAULTS.get(objective, ("perplexity",))
     if examples and objective in ("sft", "seq2seq") and all(example.fields.get("facts") for example in examples):
         names = ("fact_match", *names)
+    if any(isinstance(example, TagExample) and not _marks_entities(example) for example in examples):
+        names = ("tag_accuracy",)
     return tuple(build("metrics", name) for name in names)
 
 
@@ -199,7 +219,7 @@ class _Passes:
         return self._pass(need, self.examples, self._on_progress(need))
 
     def seconds_per_answer(self, needs: set[Any], num_timed: int) -> float | None:
-        need = next((need for need in ("answers", "labels") if need in needs), "")
+        need = next((need for need in PASSES if need in needs and need != "likelihood"), "")
         if not need or not num_timed:
             return None
         rows = spread(self.examples, num_timed)
@@ -215,7 +235,7 @@ class _Passes:
     def _pass(self, need: str, examples: Sequence[Any], on_progress: Callable[[int, int], None]) -> list[Outcome]:
         if need == "answers":
             return list(self.predictor.answer(examples, self.ask, self.generate, on_progress))
-        if need == "labels":
+        if need in ("labels", "tags", "numbers"):
             return list(self.predictor.classify(examples, on_progress))
         return list(self.predictor.likelihood([_as_asked(example, self.ask) for example in examples], on_progress))
 
@@ -260,7 +280,9 @@ def refuse_unfit(metric: Metric, examples: Sequence[Example]) -> None:
         raise UserError("there are no rows to score.", code="no_rows", remedy="Name a file that has some.")
     kinds: tuple[type[Example], ...] = {
         "answers": (ChatExample, PairExample),
-        "labels": (LabelExample,),
+        "labels": (LabelExample, MultiLabelExample),
+        "tags": (TagExample,),
+        "numbers": (NumberExample,),
         "likelihood": (TextExample, ChatExample, PairExample),
     }[metric.needs]
     unfit = next((example for example in examples if not isinstance(example, kinds)), None)
@@ -275,9 +297,19 @@ def refuse_unfit(metric: Metric, examples: Sequence[Example]) -> None:
 
 
 def _kind(example: Example) -> str:
-    return {"TextExample": "plain text", "ChatExample": "chat", "LabelExample": "text and label"}.get(
-        type(example).__name__, "source and target"
-    )
+    kinds: dict[type[Example], str] = {
+        TextExample: "plain text",
+        ChatExample: "chat",
+        LabelExample: "text and label",
+        MultiLabelExample: "text and labels",
+        NumberExample: "text and number",
+        TagExample: "words and tags",
+    }
+    return kinds.get(type(example), "source and target")
+
+
+def _marks_entities(example: TagExample) -> bool:
+    return all(is_entity_tag(tag) for tag in example.tags)
 
 
 def _spec(metric: str | Metric) -> Any:

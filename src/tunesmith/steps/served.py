@@ -231,9 +231,10 @@ def open_model(
         if source.version is None or fault.where == "":
             raise
         raise _at(fault, source.reference) from None
-    if loaded.task == "classify":
+    if loaded.task not in ("causal", "seq2seq"):
+        kind = "a masked language model" if loaded.task == "mask" else "a classifier"
         raise UserError(
-            "this is a classifier; only models that write text can be served.",
+            f"this is {kind}; only models that write text can be served.",
             code="cannot_serve",
             where=source.reference,
             remedy="Score it with `tunesmith evaluate`.",

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Emit, Event, Progress
+from tunesmith.core.events import Emit, Event, Progress, Warning
 from tunesmith.core.records import Example
 from tunesmith.data.load import DataSet
 from tunesmith.models.load import Loaded, load_base
@@ -65,13 +65,17 @@ class Work:
             recipe.model,
             objective.task,
             labels=data.labels,
+            problem=objective.problem,
             trains_base_weights=recipe.method.trains_base_weights,
             precision=precision,
             seed=recipe.seed,
             check=recipe.method.check_model,
         )
+        if objective.task == "mask" and loaded.has_new_head:
+            text = "the checkpoint has no head for hidden words; a new one is trained, and begins by guessing"
+            emit(Warning(STEP, "new_head", text))
         loaded.model.to(device())
-        max_length = _max_length(recipe, loaded.context)
+        max_length = _max_length(recipe, loaded.context - recipe.method.num_positions())
         encode = partial(encode_rows, objective=objective, tokenizer=loaded.tokenizer, max_length=max_length)
         rows, findings = encode(data.train, labels=data.labels)
         validation, _ = encode(data.validation, labels=data.labels)
