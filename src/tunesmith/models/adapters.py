@@ -10,13 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import Module
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.publish import refuse_pickles
-from tunesmith.models.anatomy import head_modules, is_classifier, is_encoder_decoder
+from tunesmith.models.anatomy import head_modules, is_classifier, is_encoder_decoder, plain
 from tunesmith.models.quiet import quiet
+from tunesmith.models.virtual_tokens import (
+    check_fits,
+    open_for_training,
+    prompt_config,
+    prompts_in_fp32,
+    read_last_token,
+    without_virtual_tokens,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -27,9 +36,13 @@ def new_adapter(model: Module, config: Any) -> Any:
 
     _new_head_in_fp32(model)
     with quiet():
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    prompts_in_fp32(adapted)
+    read_last_token(adapted)
+    return adapted
 
 
+@torch.no_grad()  # a network that writes virtual tokens gives the same last bits as when they answer
 def save_adapter(model: Any, folder: Path) -> None:
     """adapter_config.json and adapter_model.safetensors."""
     with quiet():
@@ -46,19 +59,28 @@ def merge_adapter(model: Any) -> Module:
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
     """PEFT's own, which forgets what trained when it switches the adapter on again."""
+    from peft.utils import ModulesToSaveWrapper
+
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     try:
-        with model.disable_adapter():
+        with without_virtual_tokens(model) if prompt_config(model) else model.disable_adapter():
+            for trained in heads:  # left on by PEFT before virtual tokens
+                trained.enable_adapters(False)
             yield
     finally:
+        for trained in heads:
+            trained.enable_adapters(True)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trains)
 
 
-def task_type(model: Module) -> str:
-    """PEFT's word for what the model does."""
+def task_type(model: Module) -> str | None:
+    """PEFT's word for what the model does; None where it has none (masked language models)."""
     if is_classifier(model):
-        return "SEQ_CLS"
+        return "TOKEN_CLS" if type(plain(model)).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
+    if not plain(model).can_generate():
+        return None
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
@@ -96,6 +118,7 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
 
     from tunesmith.models.bottleneck import register
 
+    register()
     refuse_pickles(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"the adapter has no {WEIGHTS}.", code="bad_adapter", where=str(folder))
@@ -103,9 +126,16 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
         _new_head_in_fp32(model)
     settings: dict[str, Any] = {"is_trainable": is_trainable, "autocast_adapter_dtype": is_trainable}
     try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.is_prompt_learning:
+            check_fits(model, config)
         with quiet():
-            adapted = PeftModel.from_pretrained(model, str(folder), **settings)  # type: ignore[arg-type]
+            if is_trainable and (config.is_prompt_learning or config.is_adaption_prompt):
+                adapted = open_for_training(model, folder, config)
+            else:
+                adapted = PeftModel.from_pretrained(model, str(folder), **settings)  # type: ignore[arg-type]
         _check_keys(adapted, folder)
+        read_last_token(adapted)
     except (RuntimeError, KeyError, ValueError, OSError, TypeError, SafetensorError) as fault:
         reason = (str(fault).strip() or type(fault).__name__).splitlines()
         raise UserError(
@@ -118,7 +148,6 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
 
 
 def _new_head_in_fp32(model: Module) -> None:
-    register()
     """Before PEFT copies or fills it: what trains is fp32, and a saved head would otherwise lose digits."""
     if is_classifier(model):
         for head in head_modules(model).values():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.cross_entropy import chunked_cross_entropy
 from tunesmith.kernels.packed_attention import packed_inputs, packing
-from tunesmith.models.anatomy import head
+from tunesmith.models.anatomy import head, is_encoder_decoder
 from tunesmith.objectives.base import IGNORED, Batch
 
 
@@ -35,7 +35,7 @@ class TokenLosses:
 
 
 class Likelihood:
-    """Token losses of one model. `is_causal` shifts labels by one; encoder-decoders score each target position."""
+    """Token losses of one model. `is_causal` shifts labels by one; otherwise each position scores its own label."""
 
     def __init__(self, model: nn.Module, *, is_causal: bool) -> None:
         self.model = model
@@ -56,16 +56,18 @@ class Likelihood:
         else:
             rows = where[0]
         with packing(self.model) if batch.lengths else nullcontext():
-            nats = self._nats(inputs, where, targets_N)
+            nats = self._nats(inputs, where, targets_N, labels_BT.shape[1])
         return TokenLosses(nats, rows)
 
-    def _nats(self, inputs: dict[str, Any], where: tuple[Tensor, Tensor], targets_N: Tensor) -> Tensor:
+    def _nats(self, inputs: dict[str, Any], where: tuple[Tensor, Tensor], targets_N: Tensor, length: int) -> Tensor:
+        rows, places = where
         if self.head is None:
             logits_BTV = self.model(**inputs).logits
-            return F.cross_entropy(logits_BTV[where].float(), targets_N, reduction="none")
+            places = places + logits_BTV.shape[1] - length  # virtual tokens' own positions come first
+            return F.cross_entropy(logits_BTV[rows, places].float(), targets_N, reduction="none")
         with _headless(self.head):
             hidden_BTD = self.model(**inputs).logits
-        hidden_ND = hidden_BTD[where]
+        hidden_ND = hidden_BTD[rows, places + hidden_BTD.shape[1] - length]
         if torch.is_autocast_enabled(hidden_ND.device.type):
             hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
         weight, bias = self.head.weight, self.head.bias
@@ -77,7 +79,7 @@ class Likelihood:
         device = self.head.weight.device
         ids = torch.arange(2, 6, device=device)[None] % self.head.weight.shape[0]
         inputs: dict[str, Any] = {"input_ids": ids}
-        if not self.is_causal:
+        if is_encoder_decoder(self.model):
             inputs["decoder_input_ids"] = ids
         was_training = self.model.training
         self.model.eval()

@@ -25,6 +25,7 @@ from tunesmith.data.template import render_chat
 from tunesmith.models.anatomy import is_encoder_decoder
 from tunesmith.models.configuration import context_length
 from tunesmith.models.detokenize import TextStream
+from tunesmith.models.virtual_tokens import embedded, is_prefix, num_virtual_tokens, prompt_config, with_virtual
 
 BATCH_SIZE = 32
 SHRINK_AT = 0.25
@@ -140,7 +141,7 @@ def check_prompt(model: Any, prompt: Sequence[int]) -> int:
     Raises:
         UserError: It is empty, or leaves no room in the context.
     """
-    context = context_length(model.config)
+    context = context_length(model.config) - num_virtual_tokens(model)
     if not prompt:
         raise UserError("the prompt has no tokens.", code="empty_prompt", remedy="Send some text.")
     if is_encoder_decoder(model):
@@ -280,7 +281,9 @@ class _Decoding:
     """A batch inside the model: cache, masks and positions."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
-        self._model = _runner(model)
+        self._adapted = model
+        self._virtual = prompt_config(model)
+        self._model = model.get_base_model() if hasattr(model, "peft_config") else model
         self._accepts = set(inspect.signature(self._model.forward).parameters)
         self._prompts = prompts
         self._is_seq2seq = is_encoder_decoder(model)
@@ -303,10 +306,17 @@ class _Decoding:
         ids, self._mask = ids.to(self._device), self._mask.to(self._device)
         if self._is_seq2seq:
             return self._begin_decoder(ids)
+        inputs = {"input_ids": ids}
         self._cache = DynamicCache(config=self._model.config)
-        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        if self._virtual is not None:
+            self._mask = with_virtual(self._adapted, self._mask)
+            if is_prefix(self._virtual):
+                self._cache = self._adapted.get_prompt(len(ids))
+            else:
+                inputs = {"inputs_embeds": embedded(self._adapted, ids)}
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -next(iter(inputs.values())).shape[1] :]
         self._next_position = self._mask.sum(-1, keepdim=True)
-        return self._forward({"input_ids": ids}, positions)
+        return self._forward(inputs, positions)
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -332,8 +342,14 @@ class _Decoding:
 
     def _begin_decoder(self, ids: Tensor) -> Tensor:
         config, own = self._model.config, self._model.get_decoder().config  # their numbers of layers may differ
-        self._encoded = self._model.get_encoder()(input_ids=ids, attention_mask=self._mask, return_dict=True)
+        inputs = {"input_ids": ids}
         self._cache = EncoderDecoderCache(DynamicCache(config=own), DynamicCache(config=own))
+        if self._virtual is not None and is_prefix(self._virtual):
+            self._cache = self._adapted.get_prompt(len(ids))
+        elif self._virtual is not None:
+            inputs = {"inputs_embeds": embedded(self._adapted, ids)}
+            self._mask = with_virtual(self._adapted, self._mask)
+        self._encoded = self._model.get_encoder()(**inputs, attention_mask=self._mask, return_dict=True)
         start = config.decoder_start_token_id
         assert start is not None, f"{config.model_type} does not say how its decoder starts"
         return self._forward({"decoder_input_ids": ids.new_full((len(ids), 1), start)}, None)
@@ -350,14 +366,6 @@ class _Decoding:
         output = self._model(**inputs, past_key_values=self._cache, use_cache=True)
         logits: Tensor = output.logits[:, -1].float()
         return logits
-
-
-def _runner(model: Any) -> Any:
-    """The module to call: PEFT's wrapper only where it puts something before the prompt."""
-    adapters = getattr(model, "peft_config", None)
-    if not adapters or any(config.is_prompt_learning for config in adapters.values()):
-        return model
-    return model.get_base_model()
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
