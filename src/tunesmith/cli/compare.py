@@ -31,6 +31,9 @@ def compare(
     open_: Annotated[
         str, typer.Option("--open", metavar="DIR", show_default=False, help="Show an earlier comparison again.")
     ] = "",
+    jobs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Worker processes that share the cores; rows then run side by side.")
+    ] = 1,
     show: Annotated[
         str,
         typer.Option(
@@ -42,14 +45,14 @@ def compare(
 ) -> None:
     """Prompting, retrieval and fine-tuning on the same rows: was it worth it?
 
-    Trained runs are kept, and used again by the same comparison.
+    What is done is kept: the same command goes on where it was stopped.
 
     Example: tunesmith compare recipes/manual_compare.yaml --show broken
     """
     session: Session = ctx.obj
     if show and show not in SHOWN:
         raise UsageError(f'--show cannot be "{show}";', code="usage", remedy="use fixed, broken or wrong.")
-    comparison = _open(open_, words) if open_ else _run(session, words, out)
+    comparison = _open(open_, words) if open_ else _run(session, words, out, jobs)
     text = _answers_text(comparison, show, session.width) if show else result_text(comparison, session.width)
     session.result(comparison.to_dict(), text=text)
 
@@ -110,7 +113,7 @@ def _costs(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _run(session: Session, words: Sequence[str] | None, out: str) -> Comparison:
+def _run(session: Session, words: Sequence[str] | None, out: str, jobs: int) -> Comparison:
     if not words:
         raise UsageError(
             "compare what?", code="usage", remedy="For example: tunesmith compare recipes/manual_compare.yaml"
@@ -120,7 +123,7 @@ def _run(session: Session, words: Sequence[str] | None, out: str) -> Comparison:
 
     recipe = read_recipe(words[0], words[1:])
     folder = Path(out) if out else session.home.path / "comparisons" / recipe.name
-    return run_step(recipe, emit=session.emit, out=folder)
+    return run_step(recipe, emit=session.emit, out=folder, jobs=jobs)
 
 
 def _open(folder: str, words: Sequence[str] | None) -> Comparison:

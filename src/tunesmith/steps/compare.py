@@ -1,7 +1,7 @@
 """Compare: prompting, retrieval and fine-tuning on the same held-out rows, with one clock and one memory meter.
 
-Every row loads its own model inside the meter, so what an earlier row left behind is not counted. Trained runs stay
-under `out/runs` and are used again by a later comparison in the same folder if recipe and data are the same.
+What a row with one seed gave stays under `out/cells`, and is used again by a later comparison in the same folder if
+row, model, data and versions are the same: a comparison that was killed goes on where it was. Runs are in `out/runs`.
 report.json is written last and names the SHA-256 of the other files: it is the comparison's commit.
 """
 
@@ -19,8 +19,10 @@ from tunesmith.core.events import Emit, Finished, Metric, Saved, Started
 from tunesmith.core.publish import sha256
 from tunesmith.core.quantities import count
 from tunesmith.recipe import Recipe
+from tunesmith.steps.compare_crew import finish_rows
 from tunesmith.steps.compare_report import ANSWERS, PAGE, REPORT, publish
-from tunesmith.steps.compare_rows import STEP, Row, Work
+from tunesmith.steps.compare_result import Result
+from tunesmith.steps.compare_work import STEP, Work
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class Comparison:
         return {"path": str(self.path), **self.report}
 
 
-def compare(recipe: Recipe, *, emit: Emit, out: Path) -> Comparison:
+def compare(recipe: Recipe, *, emit: Emit, out: Path, jobs: int = 1) -> Comparison:
     """Answer the held-out rows in every way the recipe names, training where a row has a method.
+
+    `jobs` worker processes share the cores; 1 does everything in this process.
 
     Raises:
         UserError: The recipe, the data or the model cannot be used, or a row does not fit the data.
@@ -89,11 +93,14 @@ def compare(recipe: Recipe, *, emit: Emit, out: Path) -> Comparison:
             {"rows": len(work.rows), "questions": len(work.examples), "metric": work.headline.key(), "out": str(out)},
         )
     )
-    results = []
-    for number, (name, row) in enumerate(work.rows, 1):
-        result = Row(work, name, row).run()
-        results.append(result)
-        emit(Metric(STEP, result.values(work), at=number, of=len(work.rows), label=name, seconds=result.seconds))
+    done: list[str] = []
+
+    def tell(result: Result) -> None:
+        done.append(result.name)
+        values = result.values(work)
+        emit(Metric(STEP, values, at=len(done), of=len(work.rows), label=result.name, seconds=result.seconds))
+
+    results = finish_rows(work, tell, jobs)
     report, answers = publish(work, results, time.perf_counter() - started)
     comparison = Comparison(out, report, answers)
     emit(Saved(STEP, str(out / PAGE), "page"))

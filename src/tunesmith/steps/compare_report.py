@@ -10,7 +10,9 @@ from typing import Any
 from tunesmith.core.publish import sha256, write_json, write_text
 from tunesmith.core.records import ChatExample, Example, Outcome, Score
 from tunesmith.core.run import RunFolder, environment, now
-from tunesmith.steps.compare_rows import Result, Work
+from tunesmith.steps.compare_result import Result, average
+from tunesmith.steps.compare_rows import run_folder
+from tunesmith.steps.compare_work import Work
 from tunesmith.steps.verdict import Candidate, best_of, changes, goodness, judge
 
 REPORT, ANSWERS, PAGE, PLOTS = "report.json", "answers.jsonl", "compare.html", "plots"
@@ -38,17 +40,17 @@ def publish(
 
 
 def _answers(work: Work, results: Sequence[Result]) -> list[dict[str, Any]]:
-    good = {result.name: goodness(work.headline, result.evaluation.outcomes) for result in results}
+    good = {result.name: goodness(work.headline, result.outcomes) for result in results}
     lines = []
     for i, example in enumerate(work.examples):
-        first: Outcome = results[0].evaluation.outcomes[i]
+        first: Outcome = results[0].outcomes[i]
         given = [
             {
                 "name": result.name,
-                "answer": result.evaluation.outcomes[i].answer,
+                "answer": result.outcomes[i].answer,
                 "goodness": float(good[result.name][i]),
-                "prompt_tokens": result.evaluation.outcomes[i].num_prompt_tokens,
-                "finish_reason": result.evaluation.outcomes[i].finish_reason,
+                "prompt_tokens": result.outcomes[i].num_prompt_tokens,
+                "finish_reason": result.outcomes[i].finish_reason,
             }
             for result in results
         ]
@@ -91,6 +93,7 @@ def _report(
         "higher_is_better": metric.higher_is_better,
         "is_rate": metric.is_rate,
         "num_rows": len(work.examples),
+        "seeds": list(work.seeds),
         "noun": work.noun,
         "held_out": work.held_out,
         "verdict": verdict.to_dict(),
@@ -107,18 +110,25 @@ def _report(
 
 
 def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str, Any]:
-    evaluation = result.evaluation
-    scores = {score.metric: _score_report(score) for score in evaluation.scores}
+    scores = {score.metric: _score_report(score) for score in result.scores}
+    trainings = result.trainings
     report: dict[str, Any] = {
         "name": result.name,
         "kind": result.kind,
         **scores,
-        "scores": {
-            score.metric: {**scores[score.metric], "details": dict(score.details)} for score in evaluation.scores
-        },
-        "trainable_parameters": result.trainable_parameters,
+        "scores": {score.metric: {**scores[score.metric], "details": dict(score.details)} for score in result.scores},
+        "seeds": [cell.seed for cell in result.cells],
+        "learning_rate": result.lr,
+        "tries": [asdict(found) for found in result.tries],
+        "is_at_edge": result.is_at_edge,
+        "trainable_parameters": trainings[0].trainable_parameters if trainings else 0,
+        "total_parameters": trainings[0].total_parameters if trainings else None,
+        "disk_bytes": trainings[0].disk_bytes if trainings else None,
+        "epochs": average([training.epochs for training in trainings]) if result.kind == "fine-tuning" else None,
         "train_seconds": result.train_seconds,
-        "seconds_per_answer": evaluation.seconds_per_answer,
+        "train_whole_seconds": average([training.whole_seconds for training in trainings]),
+        "train_cpu_seconds": average([training.cpu_seconds for training in trainings]),
+        "seconds_per_answer": result.seconds_per_answer,
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_bytes,
         "answer_peak_bytes": result.answer_peak_bytes,
@@ -127,12 +137,16 @@ def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str
         "general_perplexity": list(result.general) if result.general else None,
         "prompting": result.row.prompting.spec(),
         "method": result.row.method.spec() if result.row.method else None,
-        "run": _run_name(work, result.run) if result.run else None,
+        "baseline": result.row.baseline or None,
+        "notes": dict(result.cells[0].notes) if result.cells[0].notes else None,
+        "model": work.model(result.row).model_dump(mode="json"),
+        "run": _run_name(work, run_folder(work, trainings[0].run)) if trainings and trainings[0].run else None,
+        "runs": [_run_name(work, run_folder(work, training.run)) for training in trainings if training.run],
         "is_reused": result.is_reused,
-        "curve": _curve(result.run) if result.run else None,
+        "curve": _curve(run_folder(work, trainings[0].run)) if trainings and trainings[0].run else None,
     }
     if rival and result.kind == "fine-tuning":
-        found = changes(work.headline, evaluation.outcomes, rival.outcomes)
+        found = changes(work.headline, result.outcomes, rival.outcomes)
         report |= {"fixed": list(found.fixed), "broken": list(found.broken)}
     return report
 

@@ -1,9 +1,12 @@
-"""The rows of a comparison: planned, trained where they have a method, answered and measured, one after the other."""
+"""One unit of a comparison: a row trained with one seed (where it has a method), answered and measured.
+
+Every unit loads its own model inside the meter, so what an earlier one left behind is not counted.
+"""
 
 from __future__ import annotations
 
 import json
-import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,261 +15,286 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Emit, Progress
+from tunesmith.core.events import Event, Progress
 from tunesmith.core.plugins import build
-from tunesmith.core.records import ChatExample, Example, Message, Origin, Passage, TextExample
+from tunesmith.core.records import ChatExample, Message, Origin, TextExample
 from tunesmith.core.run import RunFolder
-from tunesmith.metrics.base import Metric
-from tunesmith.objectives.base import objective_for
 from tunesmith.prompting.base import Ask
 from tunesmith.recipe import CompareRow, Recipe, override_recipe, read_recipe
-from tunesmith.steps.evaluate import (
-    Evaluation,
-    default_metrics,
-    evaluate_predictor,
-    own_prompt,
-    score_values,
-)
-from tunesmith.steps.verdict import Candidate
+from tunesmith.steps.compare_cells import Cell, Training, Try, Unit, load_cell, load_try, save_cell, save_try, slug
+from tunesmith.steps.compare_work import STEP, Work, load_untrained
+from tunesmith.steps.evaluate import Evaluation, evaluate_predictor, own_prompt
 
 if TYPE_CHECKING:
-    from tunesmith.data.load import DataSet
+    from tunesmith.metrics.base import Metric
     from tunesmith.models.load import Loaded
+    from tunesmith.steps.compare_baselines import FittedBaseline
 
-STEP = "compare"
 MEASURED = "measured.json"
-"""What the meter said of a training, kept with its run."""
+"""What the meter and the clocks said of a training, kept with its run."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What every row shares."""
-
-    recipe: Recipe
-    data: DataSet
-    out: Path
-    emit: Emit
-    rows: tuple[tuple[str, CompareRow], ...]
-    examples: tuple[Example, ...]
-    held_out: str
-    metrics: tuple[Metric, ...]
-    headline: Metric
-    documents: tuple[Passage, ...]
-    objective: str
-
-    @property
-    def noun(self) -> str:
-        return "questions" if isinstance(self.examples[0], ChatExample) else "rows"
-
-    @staticmethod
-    def plan(recipe: Recipe, data: DataSet, out: Path, emit: Emit) -> Work:
-        from tunesmith.data.documents import read_passages
-
-        examples = data.test or data.validation
-        if not examples:
-            raise UserError(
-                "there are no held-out rows to compare on.",
-                code="no_rows",
-                remedy="Set data.test to a file, or data.split.test to a share.",
-            )
-        examples = examples[: recipe.compare.limit] if recipe.compare.limit else examples
-        objective = objective_for(type(data.train[0])) if recipe.objective == "auto" else recipe.objective.name
-        metrics = default_metrics(objective, examples) if recipe.evaluate == "auto" else recipe.evaluate
-        rows = recipe.compare.rows or _default_rows(recipe, objective)
-        for row in rows:
-            _refuse_unfit(row, recipe, examples)
-        headline = next((metric for metric in metrics if metric.needs != "likelihood"), metrics[0])
-        documents = read_passages(recipe.data.documents) if recipe.data.documents else ()
-        held_out = "test" if data.test else "validation"
-        names = _names(rows)
-        return Work(
-            recipe, data, out, emit, names, tuple(examples), held_out, tuple(metrics), headline, documents, objective
-        )
+def do(work: Work, unit: Unit) -> Cell | Try:
+    """The unit's result: read, where it was done before, otherwise worked for and written."""
+    file = unit.file(work)
+    if file.is_file():
+        return load_try(file) if unit.is_try else load_cell(file)
+    if unit.is_try:
+        found = _try(work, unit)
+        save_try(found, file)
+        return found
+    cell = _cell(work, unit)
+    save_cell(cell, file)
+    return cell
 
 
-@dataclass(frozen=True)
-class Result:
-    """One row, measured."""
-
-    name: str
-    row: CompareRow
-    kind: str
-    evaluation: Evaluation
-    seconds: float
-    answer_peak_bytes: int
-    trainable_parameters: int = 0
-    train_seconds: float | None = None
-    train_peak_bytes: int | None = None
-    run: RunFolder | None = None
-    is_reused: bool = False
-    general: tuple[float, float] | None = None
-    """Perplexity of general text before and after."""
-
-    @property
-    def peak_bytes(self) -> int:
-        return max(self.answer_peak_bytes, self.train_peak_bytes or 0)
-
-    @property
-    def forgets(self) -> float | None:
-        """By how much perplexity on general text grew: 0.05 is five per cent."""
-        return self.general[1] / self.general[0] - 1 if self.general else None
-
-    def values(self, work: Work) -> dict[str, Any]:
-        """The row as the values of an event: the headline metric first."""
-        scores = sorted(self.evaluation.scores, key=lambda score: score.metric != work.headline.key())
-        return {
-            **score_values(scores),
-            "seconds_per_answer": self.evaluation.seconds_per_answer,
-            "train_seconds": self.train_seconds,
-            "peak_memory_bytes": self.peak_bytes,
-            "forgets": self.forgets,
-        }
-
-    def candidate(self, metric: Metric) -> Candidate:
-        score = self.evaluation.score(metric.key())
-        return Candidate(self.name, self.kind == "fine-tuning", score, self.evaluation.outcomes)
+def _cell(work: Work, unit: Unit) -> Cell:
+    started = time.perf_counter()
+    row = work.row(unit.row)
+    if row.baseline:
+        return _baseline_cell(work, unit, row, started)
+    trained = _opened(work, row) if row.run else _trained(work, unit) if row.method else None
+    evaluation, answer_peak_bytes, general = _measure(work, row, trained.run if trained else None)
+    before = _general_of_base(work, row) if general else None
+    return Cell(
+        row=unit.row,
+        seed=unit.seed,
+        outcomes=evaluation.outcomes,
+        seconds=time.perf_counter() - started,
+        seconds_per_answer=evaluation.seconds_per_answer,
+        answer_peak_bytes=answer_peak_bytes,
+        training=_training(work, trained) if trained else None,
+        general=(before, general) if before and general else None,
+        is_reused=bool(trained and trained.is_reused),
+    )
 
 
-class Row:
-    """Trains, loads, answers and measures one row."""
-
-    def __init__(self, work: Work, name: str, row: CompareRow) -> None:
-        self.work, self.name, self.row = work, name, row
-
-    def run(self) -> Result:
-        started = time.perf_counter()
-        trained = self._opened() if self.row.run else self._train() if self.row.method else None
-        evaluation, answer_peak_bytes, general = self._measure(trained.run if trained else None)
-        kind = "fine-tuning" if trained else "retrieval" if self.row.prompting.needs_documents else "prompting"
-        result = Result(
-            name=self.name,
-            row=self.row,
-            kind=kind,
-            evaluation=evaluation,
-            seconds=time.perf_counter() - started,
-            answer_peak_bytes=answer_peak_bytes,
-        )
-        if trained is None:
-            return result
-        report = trained.run.read_json("report.json")
-        return replace(
-            result,
-            trainable_parameters=report["parameters"]["trainable"],
-            train_seconds=report["training"]["seconds"],
-            train_peak_bytes=trained.peak_bytes,
-            run=trained.run,
-            is_reused=trained.is_reused,
-            general=(self._general_of_base(), general) if general else None,
-        )
-
-    def _train(self) -> Trained:
-        from tunesmith.models.meter import MemoryMeter
-        from tunesmith.steps.train import resolve, train
-
-        if self.row.run:
-            return _finished(RunFolder.open(self.row.run))
-        recipe = self._recipe()
-        root = self.work.out / "runs"
-        wanted = resolve(recipe, self.work.data).fingerprint()
-        for path in sorted(root.glob(f"{recipe.name}-*")):
-            run = RunFolder(path)
-            if _is_same(run, wanted, self.work.data):
-                return _finished(run)
-        with MemoryMeter() as meter:
-            run = train(recipe, emit=self.work.emit, root=root)
-        run.write(MEASURED, {"train_peak_bytes": meter.peak_bytes})
-        return Trained(run, meter.peak_bytes)
-
-    def _opened(self) -> Trained:
-        """The run that the row names; one of other data may have been trained on the rows that are held out here."""
-        run = RunFolder.open(self.row.run)
-        sums = json.loads(json.dumps(self.work.data.card()))["contents_sha256"]
-        has_same_data = (run.read_json("data.json") or {}).get("contents_sha256") == sums
-        has_same_base = read_recipe(run.recipe).model.name == self.work.recipe.model.name
-        if run.state != "finished" or not has_same_data or not has_same_base:
-            raise UserError(
-                "only a finished run of the same model and data, split the same way, can be compared.",
-                code="run_unfit",
-                where=str(run.path),
-                remedy="Train it with this comparison: name its method in the row.",
-            )
-        measured = run.read_json(MEASURED) or {}
-        peak = (run.read_json("report.json") or {}).get("training", {}).get("peak_bytes", 0)
-        return Trained(run, int(measured.get("train_peak_bytes", peak)), is_reused=True)
-
-    def _recipe(self) -> Recipe:
-        assert self.row.method is not None
-        return override_recipe(
-            self.work.recipe,
-            name=re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-"),
-            method=self.row.method.spec(),
-            train=self.row.train,
-            evaluate=[metric.spec() for metric in self.work.metrics],
-            compare={},
-        )
-
-    def _measure(self, run: RunFolder | None) -> tuple[Evaluation, int, float | None]:
-        """Scores, the peak of loading and answering, and perplexity on general text where something was trained."""
-        from tunesmith.models.load import load_trained
-        from tunesmith.models.meter import MemoryMeter
-        from tunesmith.models.predict import LocalPredictor
-
-        with MemoryMeter() as meter:
-            loaded = load_trained(run.path) if run else load_untrained(self.work)
-            predictor = LocalPredictor(loaded)
-            evaluation = evaluate_predictor(
-                predictor,
-                self.work.examples,
-                self.work.metrics,
-                ask=self._ask(loaded),
-                generate=self.work.recipe.generate,
-                seed=self.work.recipe.seed,
-                emit=self._relabelled,
-                step=STEP,
-            )
-        return evaluation, meter.peak_bytes, general_perplexity(predictor, loaded) if run else None
-
-    def _ask(self, loaded: Loaded) -> Ask:
-        prompting = self.row.prompting
-        if prompting.name == "zero_shot":
-            return own_prompt
-        shots = [example for example in self.work.data.train if isinstance(example, ChatExample)]
-        room = self.work.recipe.generate.max_new_tokens
-        return prompting.prepare(shots, self.work.documents, fits=fits_into(loaded, room))
-
-    def _general_of_base(self) -> float:
-        from tunesmith.models.predict import LocalPredictor
-
-        loaded = load_untrained(self.work)
-        value = general_perplexity(LocalPredictor(loaded), loaded)
-        assert value is not None
-        return value
-
-    def _relabelled(self, event: Any) -> None:
-        self.work.emit(replace(event, label=self.name) if isinstance(event, Progress) else event)
+def _try(work: Work, unit: Unit) -> Try:
+    """One learning rate with the first seed; a rate at which the training diverges has no loss."""
+    wall, processor = time.perf_counter(), time.process_time()
+    try:
+        trained = _trained(work, unit)
+    except UserError as fault:
+        if fault.code != "not_finite":
+            raise
+        loss = None
+    else:
+        loss = trained.run.read_json("report.json")["training"]["best_validation_loss"]
+        shutil.rmtree(trained.run.model)
+    assert unit.lr is not None
+    return Try(unit.lr, loss, time.perf_counter() - wall, time.process_time() - processor)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, and what the meter said of its training."""
+    """A finished run, and what the meter and the clocks said of its training."""
 
     run: RunFolder
     peak_bytes: int
+    whole_seconds: float | None = None
+    cpu_seconds: float | None = None
     is_reused: bool = False
 
 
-def _finished(run: RunFolder) -> Trained:
-    report = run.read_json("report.json")
-    if run.state != "finished" or not report:
+def _trained(work: Work, unit: Unit) -> Trained:
+    """The unit's training: an earlier one of the same recipe and data, gone on with where it was stopped."""
+    from tunesmith.models.meter import MemoryMeter
+    from tunesmith.steps.train import resolve, resume, train
+
+    recipe = _recipe(work, unit)
+    root = work.out / ("tries" if unit.is_try else "runs")
+    wanted = resolve(recipe, work.data).fingerprint()
+    wall, processor = time.perf_counter(), time.process_time()
+    stopped = None
+    for path in sorted(root.glob(f"{recipe.name}-*")):
+        run = RunFolder(path)
+        if run.recipe.is_file() and read_recipe(run.recipe).fingerprint() == wanted and _has_same_files(run, work):
+            if run.state == "finished" and run.model.is_dir():
+                return _finished(run)
+            stopped = run if run.state in ("running", "stopped") else stopped
+    with MemoryMeter() as meter:
+        run = resume(stopped, emit=work.emit) if stopped else train(recipe, emit=work.emit, root=root)
+    clocks = (
+        {} if stopped else {"whole_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
+    )
+    run.write(MEASURED, {"train_peak_bytes": meter.peak_bytes, **clocks})
+    if work.is_table:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return Trained(run, meter.peak_bytes, **clocks)
+
+
+def _recipe(work: Work, unit: Unit) -> Recipe:
+    """The recipe of a unit's training; every seed has the split of the recipe's own."""
+    row = work.row(unit.row)
+    assert row.method is not None
+    recipe = work.recipe
+    train = {**row.train, **(recipe.compare.tries if unit.is_try else {})}
+    sections: dict[str, Any] = {}
+    if row.model:
+        sections["model"] = row.model.model_dump(mode="json")
+    if unit.seed != recipe.seed and recipe.data.split.seed == "recipe":
+        split = {**recipe.data.split.model_dump(mode="json"), "seed": recipe.seed}
+        sections["data"] = {"split": split}
+    return override_recipe(
+        recipe,
+        name=slug(unit.row),
+        method=row.method.spec(),
+        train={**train, **({"lr": unit.lr} if unit.lr else {})},
+        evaluate=[] if work.is_table else [metric.spec() for metric in work.metrics],
+        compare={},
+        seed=unit.seed,
+        **sections,
+    )
+
+
+def _has_same_files(run: RunFolder, work: Work) -> bool:
+    """Whether a run read the files, and holds out the rows, that this comparison does."""
+    card, own = run.read_json("data.json"), json.loads(json.dumps(work.data.card()))
+    if not card or card.get("files") != own["files"]:
+        return False
+    return bool(card["contents_sha256"]["test"] == own["contents_sha256"]["test"])
+
+
+def _opened(work: Work, row: CompareRow) -> Trained:
+    """The run that the row names; one of other data may have been trained on the rows that are held out here."""
+    run = RunFolder.open(row.run)
+    sums = json.loads(json.dumps(work.data.card()))["contents_sha256"]
+    has_same_data = (run.read_json("data.json") or {}).get("contents_sha256") == sums
+    has_same_base = read_recipe(run.recipe).model.name == work.model(row).name
+    if run.state != "finished" or not has_same_data or not has_same_base:
         raise UserError(
-            "this run is not finished.",
-            code="unfinished",
+            "only a finished run of the same model and data, split the same way, can be compared.",
+            code="run_unfit",
             where=str(run.path),
-            remedy=f"Finish it: tunesmith train --resume {run.path}",
+            remedy="Train it with this comparison: name its method in the row.",
         )
+    return _finished(run)
+
+
+def _finished(run: RunFolder) -> Trained:
     measured = run.read_json(MEASURED) or {}
-    peak_bytes = measured.get("train_peak_bytes") or report["training"]["peak_bytes"]
-    return Trained(run, int(peak_bytes), is_reused=True)
+    peak = measured.get("train_peak_bytes") or (run.read_json("report.json") or {})["training"]["peak_bytes"]
+    return Trained(run, int(peak), measured.get("whole_seconds"), measured.get("cpu_seconds"), is_reused=True)
+
+
+def _training(work: Work, trained: Trained) -> Training:
+    run = trained.run
+    report = run.read_json("report.json")
+    training, parameters = report["training"], report["parameters"]
+    path = run.path.relative_to(work.out) if run.path.is_relative_to(work.out) else run.path
+    weights = (file for file in run.model.rglob("*") if file.suffix == ".safetensors")
+    return Training(
+        run=str(path),
+        seconds=training["seconds"],
+        whole_seconds=trained.whole_seconds,
+        cpu_seconds=trained.cpu_seconds,
+        peak_bytes=trained.peak_bytes,
+        trainable_parameters=parameters["trainable"],
+        total_parameters=parameters["total"],
+        disk_bytes=sum(file.stat().st_size for file in weights),
+        steps=training["steps"],
+        epochs=_epochs(run),
+        best_validation_loss=training["best_validation_loss"],
+    )
+
+
+def _epochs(run: RunFolder) -> float:
+    """How far the training came; less than the recipe's where it stopped early."""
+    seen = [record["epoch"] for record in run.read_metrics() if "epoch" in record]
+    return float(seen[-1]) if seen else 0.0
+
+
+def _measure(work: Work, row: CompareRow, run: RunFolder | None) -> tuple[Evaluation, int, float | None]:
+    """Answers, the peak of loading and answering, and perplexity on general text where something was trained."""
+    from tunesmith.models.load import load_trained
+    from tunesmith.models.meter import MemoryMeter
+    from tunesmith.models.predict import LocalPredictor
+
+    with MemoryMeter() as meter:
+        loaded = load_trained(run.path) if run else load_untrained(work, row)
+        predictor = LocalPredictor(loaded)
+        evaluation = _evaluate(work, predictor, row, _ask(work, row, loaded))
+    return evaluation, meter.peak_bytes, general_perplexity(predictor, loaded) if run else None
+
+
+def _evaluate(work: Work, predictor: Any, row: CompareRow, ask: Ask = own_prompt) -> Evaluation:
+    def relabelled(event: Event) -> None:
+        name = next(name for name, known in work.rows if known is row)
+        work.emit(replace(event, label=name) if isinstance(event, Progress) else event)
+
+    return evaluate_predictor(
+        predictor,
+        work.examples,
+        _one_of_each_need(work.metrics),  # the answers are what is kept; they are scored where all seeds are together
+        ask=ask,
+        generate=work.recipe.generate,
+        seed=work.recipe.seed,
+        emit=relabelled,
+        step=STEP,
+    )
+
+
+def _one_of_each_need(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    cheapest = sorted(metrics, key=lambda metric: not metric.is_rate)
+    return tuple({metric.needs: metric for metric in reversed(cheapest)}.values())
+
+
+def _baseline_cell(work: Work, unit: Unit, row: CompareRow, started: float) -> Cell:
+    from tunesmith.models.meter import MemoryMeter
+
+    with MemoryMeter() as fitting:
+        wall, processor = time.perf_counter(), time.process_time()
+        fitted = _fitted(work, row)
+        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - processor
+    with MemoryMeter() as answering:
+        evaluation = _evaluate(work, fitted, row)
+    training = Training(
+        run="",
+        seconds=seconds,
+        whole_seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        peak_bytes=fitting.peak_bytes,
+        trainable_parameters=fitted.num_parameters,
+        total_parameters=fitted.num_parameters,
+        disk_bytes=8 * fitted.num_parameters,
+        best_validation_loss=fitted.notes["validation_loss"],
+    )
+    return Cell(
+        row=unit.row,
+        seed=unit.seed,
+        outcomes=evaluation.outcomes,
+        seconds=time.perf_counter() - started,
+        seconds_per_answer=evaluation.seconds_per_answer,
+        answer_peak_bytes=answering.peak_bytes,
+        training=training,
+        notes=fitted.notes,
+    )
+
+
+def _fitted(work: Work, row: CompareRow) -> FittedBaseline:
+    from tunesmith.steps.compare_baselines import fit_frozen, fit_tfidf
+
+    train: Any = work.data.train
+    validation: Any = work.data.validation
+    if row.baseline == "tfidf":
+        return fit_tfidf(train, validation)
+    return fit_frozen(load_untrained(work, row), train, validation)
+
+
+def _ask(work: Work, row: CompareRow, loaded: Loaded) -> Ask:
+    prompting = row.prompting
+    if prompting.name == "zero_shot":
+        return own_prompt
+    shots = [example for example in work.data.train if isinstance(example, ChatExample)]
+    room = work.recipe.generate.max_new_tokens
+    return prompting.prepare(shots, work.documents, fits=fits_into(loaded, room))
+
+
+def _general_of_base(work: Work, row: CompareRow) -> float | None:
+    from tunesmith.models.predict import LocalPredictor
+
+    loaded = load_untrained(work, row)
+    return general_perplexity(LocalPredictor(loaded), loaded)
 
 
 def fits_into(loaded: Loaded, room: int) -> Callable[[Sequence[Message]], bool]:
@@ -292,82 +320,6 @@ def general_perplexity(predictor: Any, loaded: Loaded) -> float | None:
     return float(metric.value(metric.statistics(outcomes).sum(axis=0)))
 
 
-def load_untrained(work: Work) -> Loaded:
-    """The recipe's base model as it comes, in the precision that training would use."""
-    from tunesmith.models.load import load_base
-    from tunesmith.models.machine import device, preferred_precision
-
-    recipe = work.recipe
-    loaded = load_base(
-        recipe.model,
-        build("objectives", work.objective).task,
-        labels=work.data.labels,
-        trains_base_weights=bool(recipe.model.config),
-        precision=preferred_precision(recipe.model.precision)[0],
-        seed=recipe.seed,
-    )
-    loaded.model.to(device())
-    return loaded
-
-
-def _default_rows(recipe: Recipe, objective: str) -> tuple[CompareRow, ...]:
-    tuned = CompareRow(method=recipe.method)
-    if objective == "classification":
-        return (tuned,)
-    rows = [CompareRow()]
-    if objective == "sft":
-        rows.append(CompareRow(prompting=build("prompting", "few_shot")))
-        if recipe.data.documents:
-            rows.append(CompareRow(prompting=build("prompting", "rag")))
-    return (*rows, tuned)
-
-
-def _refuse_unfit(row: CompareRow, recipe: Recipe, examples: Sequence[Example]) -> None:
-    name = row.prompting.name
-    if row.method and row.run:
-        raise UserError(
-            f'the row "{row.title or row.run}" has both `method` and `run`.',
-            code="bad_value",
-            remedy="A run is trained already: keep one of them.",
-        )
-    if row.prompting.needs_documents and not recipe.data.documents:
-        raise UserError(
-            f"{name} needs documents to search.",
-            code="no_documents",
-            remedy=f"Set data.documents to a folder of Markdown or text files, or leave {name} out of compare.rows.",
-        )
-    if name != "zero_shot" and not isinstance(examples[0], ChatExample):
-        raise UserError(
-            f"{name} puts questions in a conversation, and these rows are none.",
-            code="prompting_unfit",
-            where=str(examples[0].origin),
-            remedy="Compare only zero_shot and methods on such rows.",
-        )
-
-
-def _names(rows: Sequence[CompareRow]) -> tuple[tuple[str, CompareRow], ...]:
-    named: dict[str, CompareRow] = {}
-    for row in rows:
-        stem = row.title or _title(row)
-        name, number = stem, 1
-        while name in named:
-            number += 1
-            name = f"{stem} ({number})"
-        named[name] = row
-    return tuple(named.items())
-
-
-def _title(row: CompareRow) -> str:
-    if row.run:
-        return RunFolder.open(row.run).name
-    if row.method is None and not row.run:
-        return row.prompting.summary()
-    stem = row.method.summary() if row.method else Path(row.run).name
-    return stem + (f" + {row.prompting.summary()}" if row.prompting.name != "zero_shot" else "")
-
-
-def _is_same(run: RunFolder, fingerprint: str, data: DataSet) -> bool:
-    report = run.read_json("report.json")
-    if run.state != "finished" or not report or report.get("recipe_fingerprint") != fingerprint:
-        return False
-    return bool(run.read_json("data.json") == json.loads(json.dumps(data.card())))
+def run_folder(work: Work, name: str) -> RunFolder:
+    """A training's run folder by the name that its cell has."""
+    return RunFolder(work.out / name if not Path(name).is_absolute() and (work.out / name).exists() else Path(name))

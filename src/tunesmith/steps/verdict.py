@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.core.intervals import Difference, difference
+from tunesmith.core.intervals import Difference
 from tunesmith.core.quantities import count, number, signed
 from tunesmith.core.records import Outcome, Score
+from tunesmith.core.seeds import seeds_difference
 from tunesmith.metrics.base import Metric
 
 
@@ -25,6 +26,14 @@ class Candidate:
     is_tuned: bool
     score: Score
     outcomes: tuple[Outcome, ...]
+    runs: tuple[tuple[Outcome, ...], ...] = ()
+    """The answers of every seed; `outcomes` alone where empty."""
+    noun: str = "prompt row"
+    """What it is called where it is the best of those that are not tuned."""
+
+    @property
+    def seeds(self) -> tuple[tuple[Outcome, ...], ...]:
+        return self.runs or (self.outcomes,)
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,9 @@ def judge(metric: Metric, candidates: Sequence[Candidate], *, seed: int, noun: s
     if not tuned or not prompted:
         return _only_one_kind(metric, candidates, seed, noun)
     best, rival = best_of(metric, tuned), best_of(metric, prompted)
-    found = difference(metric, best.outcomes, rival.outcomes, seed)
+    found = seeds_difference(metric, best.seeds, rival.seeds, seed)
     between = f"(difference {signed_interval(found)})"
-    reached = f"{best.name} {reaches(metric, best.score, noun)}, the best prompt row ({rival.name})"
+    reached = f"{best.name} {reaches(metric, best.score, noun)}, the best {rival.noun} ({rival.name})"
     if found.is_better:
         sentence, is_worth_it = f"Worth it: {reached} {short(metric, rival.score)} {between}.", True
     elif found.is_worse:
@@ -123,7 +132,7 @@ def signed_interval(found: Difference) -> str:
 
 def _too_close(metric: Metric, best: Candidate, rows: Sequence[Candidate], seed: int, noun: str) -> tuple[str, ...]:
     others = [candidate for candidate in rows if candidate is not best]
-    equal = [other.name for other in others if not difference(metric, best.outcomes, other.outcomes, seed).is_separated]
+    equal = [other.name for other in others if not seeds_difference(metric, best.seeds, other.seeds, seed).is_separated]
     if not equal:
         return ()
     names = [*equal, best.name]
