@@ -14,12 +14,16 @@ from tunesmith.core.records import (
     Example,
     LabelExample,
     Message,
+    MultiLabelExample,
+    NumberExample,
     Origin,
     PairExample,
+    TagExample,
     TextExample,
 )
 from tunesmith.core.run import RunFolder
 from tunesmith.methods.base import Method
+from tunesmith.models.configuration import LABELLED, NUMBER
 from tunesmith.models.load import Loaded
 from tunesmith.models.tiny import tiny
 from tunesmith.objectives.base import Objective
@@ -53,12 +57,19 @@ _MAKERS: dict[type[Example], Any] = {
     ChatExample: _chat,
     LabelExample: lambda origin, text, answer: LabelExample(origin=origin, text=text, label=answer),
     PairExample: lambda origin, text, answer: PairExample(origin=origin, source=text, target=answer),
+    MultiLabelExample: lambda origin, text, answer: MultiLabelExample(origin=origin, text=text, labels=(answer,)),
+    NumberExample: lambda origin, text, answer: NumberExample(origin=origin, text=text, value=len(answer) / 2),
+    TagExample: lambda origin, text, answer: TagExample(
+        origin=origin, words=tuple(text.split()), tags=tuple(answer if len(w) > 4 else "no" for w in text.split())
+    ),
 }
 
 
 def labels_of(objective: Objective) -> tuple[str, ...]:
     """The class names of the four rows, where there are any."""
-    return LABELS if objective.task == "classify" else ()
+    if objective.problem == "regression":
+        return (NUMBER,)
+    return LABELS if objective.task in LABELLED else ()
 
 
 def make_learner(method: Method, architecture: str, objective: Objective, *, packing: Any = "auto") -> Learner:
@@ -68,7 +79,7 @@ def make_learner(method: Method, architecture: str, objective: Objective, *, pac
         UserError: The method or the objective refuses the model.
     """
     method.check_task(objective.task)
-    model, tokenizer = tiny(architecture, objective.task, labels=labels_of(objective))
+    model, tokenizer = tiny(architecture, objective.task, labels=labels_of(objective), problem=objective.problem)
     method.check_model(model.config)
     loaded = Loaded(model, tokenizer, objective.task, labels_of(objective), "tiny")
     torch.manual_seed(0)

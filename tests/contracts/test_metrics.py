@@ -20,18 +20,28 @@ LABELS = ("my card was lost abroad", "no cash came out", "how is a loan paid bac
 """Classes and answers at once: long enough for 4-grams."""
 
 
-def rows(count: int = 60, seed: int = 1, skill: float = 0.7) -> list[Outcome]:
-    """Outcomes that hold what any metric needs."""
+TAGS = (("O", "B-PER", "I-PER"), ("B-LOC", "O", "O"), ("O", "O", "O"))
+
+
+def rows(metric: Metric, count: int = 60, seed: int = 1, skill: float = 0.7) -> list[Outcome]:
+    """Outcomes that hold what the metric needs."""
     draw = random.Random(seed)
     made = []
     for i in range(count):
-        label = draw.choice(LABELS)
-        given = label if draw.random() < skill else draw.choice(LABELS)
+        actual = draw.randrange(len(LABELS))
+        found = actual if draw.random() < skill else draw.randrange(len(LABELS))
+        label, given = LABELS[actual], LABELS[found]
+        if metric.needs == "numbers":
+            value = draw.uniform(1, 5)
+            label, given = f"{value:.6f}", f"{value + (1 - skill) * draw.uniform(0, 9):.6f}"
+        is_tags = metric.needs == "tags"
         made.append(
             Outcome(
                 origin=f"rows.jsonl:{i + 1}",
                 answer=given,
                 reference=label,
+                answer_labels=TAGS[found] if is_tags else None,
+                reference_labels=TAGS[actual] if is_tags else None,
                 fields={"facts": [[label]]},
                 probabilities=dict.fromkeys(LABELS, 1 / 3),
                 nll_nats=draw.uniform(0, 20),
@@ -56,7 +66,7 @@ def test_it_is_documented(metric: Metric) -> None:
 
 
 def test_the_value_is_in_range_and_in_its_interval(metric: Metric) -> None:
-    found = score(metric, rows(), 1)
+    found = score(metric, rows(metric), 1)
     lowest, highest = metric.bounds
     assert lowest <= found.low <= found.value <= found.high <= highest
     assert found.low < found.high
@@ -65,31 +75,33 @@ def test_the_value_is_in_range_and_in_its_interval(metric: Metric) -> None:
 
 
 def test_statistics_are_finite_one_row_each_and_additive(metric: Metric) -> None:
-    a, b = rows(30, seed=1), rows(25, seed=2)
+    a, b = rows(metric, 30, seed=1), rows(metric, 25, seed=2)
     both = metric.statistics([*a, *b])
     assert both.shape[0] == 55
     assert np.isfinite(both).all()
     assert (both >= 0).all()
+    if metric.is_ranked:
+        return
     apart = metric.statistics(a).sum(axis=0) + metric.statistics(b).sum(axis=0)
     assert both.sum(axis=0) == pytest.approx(apart)
     assert metric.value(both.sum(axis=0)) == pytest.approx(metric.value(apart))
 
 
 def test_value_works_along_leading_axes(metric: Metric) -> None:
-    sums = metric.statistics(rows())[:12].reshape(3, 4, -1)
+    sums = metric.statistics(rows(metric))[:12].reshape(3, 4, -1)
     values = metric.value(sums)
     assert values.shape == (3, 4)
     assert values[1, 2] == pytest.approx(metric.value(sums[1, 2]))
 
 
 def test_the_order_of_rows_does_not_matter(metric: Metric) -> None:
-    made = rows()
+    made = rows(metric)
     turned = score(metric, made[::-1], 1)
     assert turned.value == pytest.approx(score(metric, made, 1).value)
 
 
 def test_a_rate_is_the_share_of_hits(metric: Metric) -> None:
-    statistics = metric.statistics(rows())
+    statistics = metric.statistics(rows(metric))
     is_shaped = statistics.shape[1] == 2 and (statistics[:, 1] == 1).all() and np.isin(statistics[:, 0], (0, 1)).all()
     if metric.is_rate:
         assert is_shaped
@@ -104,26 +116,26 @@ def test_no_rows_is_a_user_error(metric: Metric) -> None:
 
 
 def test_one_row_has_a_score(metric: Metric) -> None:
-    found = score(metric, rows(1), 1)
+    found = score(metric, rows(metric, 1), 1)
     assert math.isfinite(found.value)
     assert found.low <= found.value <= found.high
 
 
 def test_the_same_seed_gives_the_same_interval(metric: Metric) -> None:
-    assert score(metric, rows(), 5) == score(metric, rows(), 5)
+    assert score(metric, rows(metric), 5) == score(metric, rows(metric), 5)
 
 
 def test_the_score_is_json_with_finite_numbers(metric: Metric) -> None:
-    json.dumps(asdict(score(metric, rows(), 1)), allow_nan=False)
+    json.dumps(asdict(score(metric, rows(metric), 1)), allow_nan=False)
 
 
 def test_a_difference_to_itself_is_zero_and_the_better_one_is_found(metric: Metric) -> None:
-    made = rows(120)
+    made = rows(metric, 120)
     same = difference(metric, made, made, 1)
     assert (same.value, same.is_separated) == (0, False)
     if metric.needs == "likelihood" or metric.name == "latency":
         return
-    worse = rows(120, skill=0.1)
+    worse = rows(metric, 120, skill=0.1)
     assert difference(metric, made, worse, 1).is_better
     assert difference(metric, worse, made, 1).is_worse
 
