@@ -54,6 +54,10 @@ class Method(Plugin):
         """How many positions of the model's context are taken before the first token of a text."""
         return 0
 
+    def decays(self, parameter: str) -> bool:
+        """Whether weight decay may act on this matrix; it would pull a factor that begins at one to 0."""
+        return True
+
     def num_frozen_blocks(self, model: Module) -> int:
         """How many blocks, from the first (an encoder's before its decoder's), give a row the same in every epoch.
 

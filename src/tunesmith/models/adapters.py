@@ -52,8 +52,19 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 def merge_adapter(model: Any) -> Module:
     """The base with the update added to its weights, in fp32; the adapter is gone from `model` afterwards."""
-    merged: Module = model.float().merge_and_unload(safe_merge=True)
+    merged: Module = _without_wrappers(model.float()).merge_and_unload(safe_merge=True)
     return merged
+
+
+def _without_wrappers(model: Any) -> Any:
+    """The trained head in its place: PEFT's own replacement fails on one of several parts (BERT's pooler)."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, module.unload_and_optionally_merge_module(True, True, None))
+    return model
 
 
 @contextmanager

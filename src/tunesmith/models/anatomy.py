@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch.nn import Linear, Module, ModuleList
@@ -116,6 +117,72 @@ def linears(model: Module, part: Part = "all-linear") -> list[str]:
     if part == "all-linear":
         return names
     return [name for name in names if bool(re.search(r"attn|attention", name.lower())) == (part == "attention")]
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """Full names of the matrices that make queries, keys and values; `fused` makes all three at once."""
+
+    queries: list[str]
+    keys: list[str]
+    values: list[str]
+    fused: list[str]
+
+
+def attention_parts(model: Module) -> AttentionParts:
+    """The matrices of every attention by what they make (all architectures name them so: q_proj, query, q_lin, q).
+
+    A matrix is fused where its attention has none for keys and it is wider than its input.
+    """
+    found: dict[str, list[str]] = {"q": [], "k": [], "v": [], "fused": []}
+    others: dict[str, list[str]] = {}
+    split = set()
+    for name in linears(model, "attention"):
+        parent, _, last = name.rpartition(".")
+        kinds = {_KINDS[word] for word in re.split(r"[^a-z]", last.lower()) if word in _KINDS}
+        if len(kinds) == 1:
+            found[kinds.pop()].append(name)
+            split.add(parent)
+        else:
+            others.setdefault(parent, []).append(name)
+    for parent, names in others.items():
+        if parent not in split:
+            found["fused"] += [name for name in names if _is_wider(plain(model).get_submodule(name))]
+    return AttentionParts(found["q"], found["k"], found["v"], found["fused"])
+
+
+@dataclass(frozen=True)
+class MlpParts:
+    """Full names of the MLPs' matrices: those that read the block's states, and the one that writes them."""
+
+    first: list[str]
+    last: list[str]
+    has_experts: bool
+    """Whether some MLP is a mixture of experts, whose weights are one tensor of three axes."""
+
+
+def mlp_parts(model: Module) -> MlpParts:
+    """Every MLP's matrices by their place: the last writes the block's width, all before it read it."""
+    names = linears(model, "mlp")
+    modules = dict(plain(model).named_modules())
+    first, last, has_experts = [], [], False
+    for block in (*encoder_blocks(model), *blocks(model)):
+        inside = {id(module) for module in block.modules()}
+        own = [name for name in names if id(modules[name]) in inside]
+        has_experts = has_experts or any(parameter.ndim == 3 for parameter in block.parameters())
+        if own and not _is_wider(modules[own[-1]]):
+            first += own[:-1]
+            last.append(own[-1])
+    return MlpParts(first, last, has_experts)
+
+
+_KINDS = {"q": "q", "query": "q", "k": "k", "key": "k", "v": "v", "value": "v"}
+
+
+def _is_wider(module: Any) -> bool:
+    """Whether a matrix has more outputs than inputs."""
+    is_conv = isinstance(module, Conv1D)
+    return bool(module.nf > module.nx if is_conv else module.out_features > module.in_features)
 
 
 def _longest_list(scope: Module) -> tuple[str, ModuleList]:

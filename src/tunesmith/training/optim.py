@@ -12,15 +12,18 @@ from tunesmith.recipe import TrainSettings
 
 
 def make_optimizer(
-    tensors: Mapping[str, nn.Parameter], settings: TrainSettings, factor: Callable[[str], float] = lambda name: 1.0
+    tensors: Mapping[str, nn.Parameter],
+    settings: TrainSettings,
+    factor: Callable[[str], float] = lambda name: 1.0,
+    decays: Callable[[str], bool] = lambda name: True,
 ) -> torch.optim.Optimizer:
-    """Fused AdamW (arXiv:1711.05101) over what trains, by name; weight decay on matrices only.
+    """Fused AdamW (arXiv:1711.05101) over what trains, by name; weight decay on matrices that `decays` names.
 
     Each group keeps its `factor`, by which the step's learning rate is multiplied (`set_learning_rate`).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in tensors.items():
-        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        decay = settings.weight_decay if parameter.ndim >= 2 and decays(name) else 0.0
         groups.setdefault((decay, factor(name)), []).append(parameter)
     return torch.optim.AdamW(
         [
