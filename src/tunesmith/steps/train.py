@@ -32,6 +32,7 @@ from tunesmith.steps.evaluate import default_metrics, own_prompt, spread
 from tunesmith.steps.train_report import head, tail, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
 from tunesmith.training.loop import Loop
+from tunesmith.training.mixture import Mixture
 
 NUM_PROBES = 12
 _AS_CHAT = (
@@ -146,6 +147,7 @@ def make_loop(run: RunFolder, work: Work) -> Loop:
         seed=work.recipe.seed,
         fingerprint=work.recipe.fingerprint(),
         emit=work.emit,
+        mixture=Mixture(copies=work.data.copies),
     )
 
 

@@ -10,7 +10,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class TrainingState:
     loss_sum: float = 0.0
     """Of the steps since the last validation, with its weight."""
     loss_weight: float = 0.0
+    source_losses: dict[str, list[float]] = field(default_factory=dict)
+    """The same of each source, where there are several: loss sum and weight."""
 
 
 def save_checkpoint(

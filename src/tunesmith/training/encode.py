@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tunesmith.core.errors import UserError
@@ -22,7 +23,7 @@ class Rows:
     sources: tuple[str, ...] = ()
     """The name of each row's source; empty where there is one."""
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The sources' names in order; one empty name where there is one source."""
         return tuple(dict.fromkeys(self.sources)) or ("",)

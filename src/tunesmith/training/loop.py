@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,8 +27,9 @@ from tunesmith.training.encode import Rows
 from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
 from tunesmith.training.guard import SPIKE, SpikeWatch, is_out_of_memory, stopping_on_signals
 from tunesmith.training.learner import Learner
+from tunesmith.training.mixture import Mixture, Tally, by_source
 from tunesmith.training.optim import learning_rate_at, make_optimizer, set_learning_rate
-from tunesmith.training.order import Order, micro_batches
+from tunesmith.training.order import Order
 
 STEP = "train"
 Sampler = Callable[[int], None]
@@ -42,6 +43,8 @@ class Validation:
     loss: float
     sums: dict[str, float]
     weight: float
+    sources: Mapping[str, Tally] = field(default_factory=dict)
+    """Of each source; one without a name where there is one."""
 
 
 class Loop:
@@ -58,8 +61,10 @@ class Loop:
         seed: int,
         fingerprint: str,
         emit: Emit,
+        mixture: Mixture = Mixture(),
     ) -> None:
         self.learner = learner
+        self.mixture = mixture
         self.rows = rows
         self.validation = validation
         self.settings = settings
@@ -69,14 +74,18 @@ class Loop:
         self.emit = emit
         assert isinstance(settings.lr, float), settings.lr
         self.peak_learning_rate = settings.lr
-        self.order = Order.plan(rows.lengths, settings, seed, is_packed=learner.layout.is_packed)
+        self.order = Order.plan(rows.lengths, settings, seed, strata=mixture.strata(rows, learner))
         self.accelerator = Accelerator(
             cpu=learner.device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=run.path
         )
-        self.optimizer = make_optimizer(learner.trainable(), settings, learner.method.learning_rate_factor)
+        trainable = mixture.trainable(learner)
+        self.tensors = {name: parameter for name, (parameter, _) in trainable.items()}
+        self.optimizer = make_optimizer(
+            self.tensors, settings, lambda name: trainable[name][1], learner.method.decays
+        )
+        self.tallies: dict[str, Tally] = {}
         self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
         self.spikes = SpikeWatch()
-        self.tensors = learner.trainable()
         self.frozen = self._plan_frozen()
         self._started, self._first_step = time.perf_counter(), 0
 
@@ -110,6 +119,8 @@ class Loop:
 
     def _plan_frozen(self) -> FrozenPlan:
         """Frozen blocks run once for the rows that are read more than once."""
+        if self.mixture.is_joint:
+            return FrozenPlan(reason="several tasks share the backbone")
         is_read_again = self.order.num_steps > self.order.steps_per_epoch
         rows = self.rows.features if is_read_again else ()
         held_out = self.validation.features if self.settings.validations > 1 else ()
@@ -138,22 +149,22 @@ class Loop:
     @torch.no_grad()
     def validate(self) -> Validation:
         """The loss of the validation rows with the weights as they are."""
-        learner, rows = self.learner, self.validation
-        learner.model.eval()
-        total, weight = 0.0, 0.0
-        sums: dict[str, float] = {}
-        groups = micro_batches(
-            range(len(rows.features)), rows.lengths, 2 * self.state.micro_tokens, is_packed=learner.layout.is_packed
-        )
-        for group in groups:
+        rows = self.validation
+        for learner in self._learners():
+            learner.model.eval()
+        tallies = {name: Tally() for name in rows.names}
+        groups = self.mixture.groups(range(len(rows.features)), rows, 2 * self.state.micro_tokens, self.learner)
+        for name, group in groups:
+            learner = self.mixture.learner(name, self.learner)
             batch = learner.batch([rows.features[row] for row in group])
             loss, metrics = learner.loss(batch)
-            total += loss.item()
-            weight += batch.weight
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-        learner.method.set_training(learner.model)
-        return Validation(total / weight, sums, weight)
+            tallies[name].add(loss.item(), batch.weight, metrics)
+        self._set_training()
+        total, divisor = self.mixture.total(tallies)
+        sums = Tally()
+        for one in tallies.values():
+            sums.add(one.loss, one.weight, one.metrics)
+        return Validation(total / divisor, sums.metrics, sums.weight, tallies)
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -170,7 +181,11 @@ class Loop:
             state.bad_steps = 0
             state.loss_sum += loss_sum
             state.loss_weight += weight
-            state.num_trained_tokens += round(weight)
+            state.num_trained_tokens += round(sum(one.weight for one in self.tallies.values()))
+            if len(self.tallies) > 1:
+                for name, one in self.tallies.items():
+                    before = state.source_losses.get(name, [0.0, 0.0])
+                    state.source_losses[name] = [before[0] + one.loss, before[1] + one.weight]
             self._log_step(loss_sum / weight, norm, rate)
         else:
             self._log_bad_step(rows, loss_sum, norm)
@@ -178,9 +193,10 @@ class Loop:
     def update(self, rows: Sequence[int], rate: float) -> tuple[float, float, float]:
         """One optimiser step on these rows: their loss sum, its weight, the gradient's norm before clipping.
 
-        Weights stay as they are where one of them is not finite. Counters and logs are left to the caller.
+        Weights stay as they are where one of them is not finite. Counters and logs are left to the caller. Tasks with
+        heads of their own give the sum of their weighted means, and 1.
         """
-        self.learner.method.set_training(self.learner.model)
+        self._set_training()
         set_learning_rate(self.optimizer, rate)
         loss_sum, weight = self._accumulate(rows)
         norm = self._scale_and_clip(weight)
@@ -193,7 +209,7 @@ class Loop:
         """Add up the gradients of a step's rows: its loss sum and its weight, over all ranks."""
         while True:
             try:
-                loss_sum, weight = self._run_micro_batches(rows)
+                self.tallies = self._run_micro_batches(rows)
                 break
             except RuntimeError as fault:
                 if not is_out_of_memory(fault) or self.state.micro_tokens <= 1:
@@ -202,26 +218,39 @@ class Loop:
                 self.state.micro_tokens //= 2
                 text = f"memory ran out: from now on {self.state.micro_tokens} tokens at once; steps stay the same"
                 self.emit(Warning(STEP, "out_of_memory", text, {"micro_tokens": self.state.micro_tokens}))
-        totals = torch.tensor([loss_sum, weight], dtype=torch.float64, device=self.learner.device)
-        loss_sum, weight = self.accelerator.reduce(totals).tolist()
-        return loss_sum, weight
+        sums = [[one.loss, one.weight] for one in self.tallies.values()]
+        totals = torch.tensor(sums, dtype=torch.float64, device=self.learner.device)
+        for one, (loss, weight) in zip(self.tallies.values(), self.accelerator.reduce(totals).tolist(), strict=True):
+            one.loss, one.weight = loss, weight
+        return self.mixture.total(self.tallies)
 
-    def _run_micro_batches(self, rows: Sequence[int]) -> tuple[float, float]:
-        learner = self.learner
-        groups = micro_batches(rows, self.rows.lengths, self.state.micro_tokens, is_packed=learner.layout.is_packed)
-        loss_sum, weight = 0.0, 0.0
-        for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
-            batch = learner.batch([self._seen(row) for row in group])
-            loss, _ = learner.loss(batch)
-            self.accelerator.backward(loss)
-            loss_sum += loss.item()
-            weight += batch.weight
-        return loss_sum, weight
+    def _run_micro_batches(self, rows: Sequence[int]) -> dict[str, Tally]:
+        """The sums of each source, with their gradients added up."""
+        seen = {row: self._seen(row) for row in rows}
+        groups = self.mixture.groups(rows, self.rows, self.state.micro_tokens, self.learner)
+        weights: dict[str, float] = {}  # of the whole step, over all ranks
+        for name, group in groups:
+            weights[name] = weights.get(name, 0.0) + sum(seen[row].weight for row in group)
+        tallies = {name: Tally() for name in self.rows.names}
+        for name, group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+            learner = self.mixture.learner(name, self.learner)
+            batch = learner.batch([seen[row] for row in group])
+            loss, metrics = learner.loss(batch)
+            self.accelerator.backward(loss * self.mixture.scale(name, weights[name]) if self.mixture.is_joint else loss)
+            tallies[name].add(loss.item(), batch.weight, metrics)
+        return tallies
 
     def _seen(self, row: int) -> Features:
         """A row as this step sees it; a resumed step sees the same."""
-        objective, layout = self.learner.objective, self.learner.layout
-        return objective.renew(self.rows.features[row], layout, (self.seed, self.state.step, row))
+        learner = self.mixture.learner(self.rows.source(row), self.learner)
+        return learner.objective.renew(self.rows.features[row], learner.layout, (self.seed, self.state.step, row))
+
+    def _learners(self) -> tuple[Learner, ...]:
+        return tuple(self.mixture.learners.values()) or (self.learner,)
+
+    def _set_training(self) -> None:
+        for learner in self._learners():
+            learner.method.set_training(learner.model)
 
     def _scale_and_clip(self, weight: float) -> float:
         """Divide the summed gradients by the step's weight and clip them: their norm before clipping."""
@@ -242,6 +271,7 @@ class Loop:
             "of": self.order.num_steps,
             "epoch": round(state.step / self.order.steps_per_epoch, 4),
             "train_loss": loss,
+            **by_source("train_loss", self.tallies),
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens": state.num_tokens,
@@ -297,16 +327,23 @@ class Loop:
             "step": state.step,
             "of": self.order.num_steps,
             "validation_loss": validation.loss if math.isfinite(validation.loss) else None,
+            **_finite(by_source("validation_loss", validation.sources)),
             "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
             "memory_bytes": peak_memory_bytes(),
         }
-        if "correct" in validation.sums:
+        if "correct" in validation.sums and not self.mixture.is_joint:
             record["validation_accuracy"] = validation.sums["correct"] / validation.weight
+        for name, one in validation.sources.items():
+            if "correct" in one.metrics and len(validation.sources) > 1:
+                record[f"validation_accuracy.{name}"] = one.metrics["correct"] / one.weight
         train_loss = state.loss_sum / state.loss_weight if state.loss_weight else None  # since the last validation
+        sources = {name: Tally(loss, weight) for name, (loss, weight) in state.source_losses.items()}
         state.loss_sum = state.loss_weight = 0.0
+        state.source_losses = {}
         self.run.append_metrics({**record, "validation": True})
         self.accelerator.log({"validation/loss": validation.loss}, state.step)
-        values = {"train_loss": train_loss, **{k: v for k, v in record.items() if k not in ("step", "of")}}
+        values = {"train_loss": train_loss, **by_source("train_loss", sources)}
+        values |= {key: value for key, value in record.items() if key not in ("step", "of")}
         self.emit(Metric(STEP, values, at=state.step, of=self.order.num_steps, is_best=is_best))
 
     def _save(self) -> None:
@@ -333,6 +370,10 @@ class Loop:
     def _start_trackers(self) -> None:
         if self.settings.trackers:
             self.accelerator.init_trackers("tunesmith", init_kwargs={"wandb": {"name": self.run.name}})
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def validation_steps(num_steps: int, validations: int) -> frozenset[int]:
