@@ -213,7 +213,7 @@ class CompareSettings(Settings):
     rows: tuple[CompareRow, ...] = ()
     """Left out: zero-shot, few-shot, retrieval (with `data.documents`), and the recipe's method."""
     limit: NonNegativeInt = 0
-    """Score only the first so many held-out rows; 0 scores all."""
+    """Score only so many held-out rows, evenly spread over them; 0 scores all."""
     seeds: PositiveInt = 1
     """Train every method with so many seeds, counted from the recipe's, on the same split of the rows."""
     tries: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from tunesmith.reports.drawings import curve_plot, interval_plot
 
 Report = Mapping[str, Any]
 SHOWN_PACKAGES = ("tunesmith", "torch", "transformers", "peft")
-KINDS = {"prompting": "prompt only", "retrieval": "retrieval", "fine-tuning": "fine-tuned"}
+KINDS = {"prompting": "prompt only", "retrieval": "retrieval", "baseline": "baseline", "fine-tuning": "fine-tuned"}
 
 
 def compare_page(report: Report, answers: Sequence[Mapping[str, Any]]) -> str:
@@ -60,8 +60,13 @@ def _how_to_read(report: Report) -> str:
     title = report["metric_title"]
     return (
         f"{title[:1].upper() + title[1:]} on {count(report['num_rows'])} held-out {report['noun']}; {direction}. "
-        "The line is the 95 % interval: how far the choice of these rows alone could have moved the score."
+        f"The line is the 95 % interval: how far the choice of these rows {_chance(report)} could have moved the score."
     )
+
+
+def _chance(report: Report) -> str:
+    num_seeds = len(report.get("seeds", [1]))
+    return "alone" if num_seeds == 1 else f"and of {num_seeds} seeds, whose mean is shown,"
 
 
 def _table(report: Report) -> str:
@@ -150,7 +155,8 @@ def _answers(report: Report, answers: Sequence[Mapping[str, Any]]) -> str:
     )
     articles = "".join(_article(report, one, tags, texts) for one in answers)
     against = f" Fixed and broken are against {rival}, the best prompt row." if rival else ""
-    intro = f"All {count(len(answers))} held-out {report['noun']} with what every row answered.{against}"
+    first = f" Of several seeds the first, {report['seeds'][0]}, is shown." if len(report.get("seeds", [1])) > 1 else ""
+    intro = f"All {count(len(answers))} held-out {report['noun']} with what every row answered.{first}{against}"
     return _section("Every answer", intro, bar + articles)
 
 
@@ -195,6 +201,7 @@ def _method(report: Report) -> str:
             "95 %. Rates: Wilson; differences of rates on the same rows: Newcombe; everything else: bootstrap (BCa), "
             "paired by row for differences.",
         ),
+        ("Seeds", _seeds(report)),
         ("Seconds per answer", "one question at a time after one to warm up, mean of up to 12 spread over the rows"),
         (
             "Memory",
@@ -212,6 +219,16 @@ def _method(report: Report) -> str:
     listing = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts if value)
     recipe = yaml.safe_dump(dict(report["recipe"]), sort_keys=False, allow_unicode=True)
     return f"<dl>{listing}</dl><details><summary>The whole recipe</summary><pre>{escape(recipe)}</pre></details>"
+
+
+def _seeds(report: Report) -> str:
+    seeds = report.get("seeds", [1])
+    if len(seeds) == 1:
+        return ""
+    return (
+        f"{', '.join(map(str, seeds))}; the mean is shown. Its interval adds the variance over the rows (jackknife) and "
+        "over the seeds; Student's quantile with the degrees of freedom of Welch and Satterthwaite."
+    )
 
 
 def _machine(environment: Report, machine: Report) -> str:

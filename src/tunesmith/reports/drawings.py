@@ -109,6 +109,8 @@ def number_of(tick: float) -> str:
 def _mark(kind: str, x: float, y: float) -> str:
     if kind == "prompting":
         return f'<circle cx="{x:.1f}" cy="{y}" r="7" fill="currentColor"/>'
+    if kind == "baseline":
+        return f'<path d="M{x:.1f} {y - 8}l8 14h-16z" fill="currentColor"/>'
     turn = f' transform="rotate(45 {x:.1f} {y})"' if kind == "retrieval" else ""
     return f'<rect x="{x - 6.5:.1f}" y="{y - 6.5}" width="13" height="13" fill="currentColor"{turn}/>'
 

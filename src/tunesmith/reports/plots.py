@@ -9,8 +9,8 @@ from typing import Any
 from tunesmith.core.quantities import interval
 from tunesmith.reports.drawings import axis
 
-COLOURS = {"prompting": "#6b7580", "retrieval": "#a3620a", "fine-tuning": "#0b5d8a"}
-MARKS = {"prompting": "o", "retrieval": "D", "fine-tuning": "s"}
+COLOURS = {"prompting": "#6b7580", "retrieval": "#a3620a", "baseline": "#7a4a8a", "fine-tuning": "#0b5d8a"}
+MARKS = {"prompting": "o", "retrieval": "D", "baseline": "^", "fine-tuning": "s"}
 
 
 def quality_plot(report: Mapping[str, Any], path: Path) -> None:

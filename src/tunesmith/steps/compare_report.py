@@ -10,6 +10,7 @@ from typing import Any
 from tunesmith.core.publish import sha256, write_json, write_text
 from tunesmith.core.records import ChatExample, Example, Outcome, Score
 from tunesmith.core.run import RunFolder, environment, now
+from tunesmith.core.seeds import seeds_difference
 from tunesmith.steps.compare_result import Result, average
 from tunesmith.steps.compare_rows import run_folder
 from tunesmith.steps.compare_work import Work
@@ -82,6 +83,7 @@ def _report(
     verdict = judge(metric, candidates, seed=work.recipe.seed, noun=work.noun)
     prompted = [candidate for candidate in candidates if not candidate.is_tuned]
     rival = best_of(metric, prompted) if prompted else None
+    reference = _reference(results, candidates)
     wrong = [a["origin"] for a in answers if metric.is_rate and all(given["goodness"] == 0 for given in a["answers"])]
     return {
         "format": 1,
@@ -97,7 +99,8 @@ def _report(
         "noun": work.noun,
         "held_out": work.held_out,
         "verdict": verdict.to_dict(),
-        "rows": [_row_report(work, result, rival) for result in results],
+        "reference": reference.name,
+        "rows": [_row_report(work, result, rival, reference) for result in results],
         "wrong_in_every_row": wrong,
         "metrics": {
             one.key(): {"title": one.heading(), "higher_is_better": one.higher_is_better} for one in work.metrics
@@ -109,7 +112,13 @@ def _report(
     }
 
 
-def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str, Any]:
+def _reference(results: Sequence[Result], candidates: Sequence[Candidate]) -> Candidate:
+    """What every row is set against: full fine-tuning where it is a row, otherwise the first row."""
+    full = (i for i, result in enumerate(results) if result.row.method and result.row.method.name == "full")
+    return candidates[next(full, 0)]
+
+
+def _row_report(work: Work, result: Result, rival: Candidate | None, reference: Candidate) -> dict[str, Any]:
     scores = {score.metric: _score_report(score) for score in result.scores}
     trainings = result.trainings
     report: dict[str, Any] = {
@@ -117,6 +126,7 @@ def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str
         "kind": result.kind,
         **scores,
         "scores": {score.metric: {**scores[score.metric], "details": dict(score.details)} for score in result.scores},
+        "against_reference": _against(work, result, reference),
         "seeds": [cell.seed for cell in result.cells],
         "learning_rate": result.lr,
         "tries": [asdict(found) for found in result.tries],
@@ -149,6 +159,13 @@ def _row_report(work: Work, result: Result, rival: Candidate | None) -> dict[str
         found = changes(work.headline, result.outcomes, rival.outcomes)
         report |= {"fixed": list(found.fixed), "broken": list(found.broken)}
     return report
+
+
+def _against(work: Work, result: Result, reference: Candidate) -> dict[str, Any] | None:
+    if result.name == reference.name:
+        return None
+    runs = result.candidate(work.headline).seeds
+    return seeds_difference(work.headline, runs, reference.seeds, work.recipe.seed).to_dict()
 
 
 def _run_name(work: Work, run: RunFolder) -> str:

@@ -15,7 +15,7 @@ from tunesmith.core.run import RunFolder
 from tunesmith.metrics.base import Metric
 from tunesmith.objectives.base import objective_for
 from tunesmith.recipe import CompareRow, ModelSettings, Recipe
-from tunesmith.steps.evaluate import default_metrics
+from tunesmith.steps.evaluate import default_metrics, spread
 
 if TYPE_CHECKING:
     from tunesmith.data.load import DataSet
@@ -78,7 +78,7 @@ class Work:
                 code="no_rows",
                 remedy="Set data.test to a file, or data.split.test to a share.",
             )
-        examples = examples[: recipe.compare.limit] if recipe.compare.limit else examples
+        examples = spread(examples, recipe.compare.limit) if recipe.compare.limit else examples
         objective = objective_for(type(data.train[0])) if recipe.objective == "auto" else recipe.objective.name
         metrics = default_metrics(objective, examples) if recipe.evaluate == "auto" else recipe.evaluate
         rows = recipe.compare.rows or _default_rows(recipe, objective)
