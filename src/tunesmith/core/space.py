@@ -241,9 +241,9 @@ def _is_range(values: Mapping[str, Any]) -> bool:
 
 
 def _flat(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """`{train: {lr: …}}` and `{train.lr: …}` mean the same."""
+    """Every range with its path as it is written: `{train: {lr: …}}` and `{train.lr: …}` mean the same."""
     for key, inner in values.items():
-        whole = (*path, *str(key).split("."))
+        whole = (*path, str(key))
         if isinstance(inner, Mapping) and not _is_range(inner) and inner:
             yield from _flat(inner, whole)
         else:

@@ -21,6 +21,7 @@ PAGE_COLOURS = {
     FAINT: "var(--faint)",
     GRID: "var(--faint)",
     ACCENT: "var(--tuned)",
+    "#ffffff": "var(--paper)",
 }
 Report = Mapping[str, Any]
 WIDTH = 8.4
@@ -152,29 +153,31 @@ def parallel(report: Report) -> Any:
             linestyle="-" if trial["state"] == "complete" else (0, (3, 2)),
         )
     for i, (title, ticks, _) in enumerate(columns):
-        axes.axvline(i, color=FAINT, linewidth=1.2, zorder=3)
+        axes.plot([i, i], [0, 1], color=FAINT, linewidth=1.2, zorder=3)
         axes.text(i, 1.075, title, ha="center", va="bottom", color=INK, fontsize=9.5, fontweight="bold")
         for y, text in ticks:
             is_last = i == len(columns) - 1
             axes.plot([i - 0.008, i + 0.008], [y, y], color=MUTED, linewidth=1, zorder=4)
-            halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+            halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.2}
             axes.text(
                 i + (0.03 if is_last or i else -0.03),
                 y,
                 text,
                 ha="left" if is_last or i else "right",
                 va="center",
-                color=MUTED,
+                color=INK,
                 fontsize=8.5,
                 zorder=5,
                 bbox=None if is_last or not i else halo,
             )
     axes.set_xlim(-0.35, len(columns) - 1 + 0.35)
-    axes.set_ylim(-0.06, 1.16)
+    axes.set_ylim(min([0.0, *(y for _, ticks, _ in columns for y, _ in ticks)]) - 0.04, 1.16)
     axes.axis("off")
     return figure
 
 
+BELOW = -0.13
+"""Where a trial passes an axis that means nothing in it."""
 Column = tuple[str, list[tuple[float, str]], Callable[[Mapping[str, Any]], float]]
 """A title, ticks (height from 0 to 1, text), and where a trial passes."""
 
@@ -194,10 +197,10 @@ def column(report: Report, axis: Mapping[str, Any]) -> Column:
     def at(trial: Mapping[str, Any]) -> float:
         value = trial["params"].get(key)
         if value is None:
-            return -0.04
+            return BELOW
         return places[value] if places else _height(value, axis)
 
-    return key.rpartition(".")[2] if "." in key else key, [*ticks, *([(-0.04, "–")] if is_partial else [])], at
+    return key.rpartition(".")[2] if "." in key else key, [*ticks, *([(BELOW, "–")] if is_partial else [])], at
 
 
 def height(report: Report, trial: Mapping[str, Any]) -> float | None:
