@@ -103,6 +103,28 @@ class RunFolder:
     def log(self) -> Path:
         return self.path / "log.txt"
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of a run that has several, each a folder laid out as a run; empty where the run is one."""
+        if self.model.is_dir() or not self.path.is_dir():
+            return ()
+        folders = (path for path in sorted(self.path.iterdir()) if (path / "trained_with.json").is_file())
+        return tuple(path.name for path in folders)
+
+    def refuse_several_tasks(self) -> None:
+        """For what takes one model.
+
+        Raises:
+            UserError: The run holds several tasks, each with a model.
+        """
+        if names := self.tasks:
+            raise UserError(
+                f"this run holds {len(names)} tasks: {', '.join(names)}.",
+                code="which_task",
+                where=str(self.path),
+                remedy=f"Name one: {self.path / names[0]}",
+            )
+
     def write(self, name: str, value: Any) -> None:
         """Write `name` (a .json file from a plain value, or any text) atomically."""
         if name.endswith(".json"):

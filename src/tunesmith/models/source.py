@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.core.errors import UserError, suggest
 from tunesmith.core.publish import refuse_pickles, sha256
+from tunesmith.core.run import RunFolder
 
 BUILT_IN = "tunesmith/base"
 CARD = "tunesmith.json"
@@ -93,6 +94,7 @@ def fingerprint(folder: Path) -> str:
 
 def _checked(folder: Path, name: str) -> Path:
     if (folder / "recipe.yaml").is_file():
+        RunFolder(folder).refuse_several_tasks()
         if not (folder / "model").is_dir():
             raise UserError(
                 f'the run "{name}" has no model yet.',

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.errors import UserError
 from tunesmith.core.home import Home
 from tunesmith.core.records import Example
+from tunesmith.core.run import RunFolder
 from tunesmith.recipe import DataSettings, Recipe, read_recipe
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def _load(target: str, home: Home) -> tuple[Any, Recipe | None]:
     folder = _trained_folder(target, home)
     if folder is None:
         return load_trained(target), None
+    RunFolder(folder).refuse_several_tasks()
     recipe = folder / "recipe.yaml"
     return load_trained(folder / "model"), read_recipe(recipe) if recipe.is_file() else None
 

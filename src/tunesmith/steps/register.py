@@ -56,6 +56,7 @@ def _open_run(home: Home, run: str | Path) -> RunFolder:
     beside = home.runs / str(run)
     is_name = not Path(run).exists() and (beside / "recipe.yaml").is_file()
     folder = RunFolder.open(beside if is_name else run)
+    folder.refuse_several_tasks()
     if folder.state != "finished":
         raise UserError(
             f"the run is {folder.state}, and only a finished one can be registered.",

@@ -8,33 +8,29 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import Interrupted, TunesmithError, UserError
-from tunesmith.core.events import Emit, Sample, Saved
+from tunesmith.core.events import Emit, Saved
 from tunesmith.core.plugins import build
-from tunesmith.core.publish import publishing
-from tunesmith.core.records import ChatExample, LabelExample, PairExample
+from tunesmith.core.records import ChatExample, LabelExample
 from tunesmith.core.run import RunFolder, environment
 from tunesmith.data.load import DataSet, load_data
-from tunesmith.data.template import PLAIN_TEMPLATE
-from tunesmith.models.load import Loaded, load_trained
+from tunesmith.data.mix import has_tasks
+from tunesmith.models.load import load_trained
 from tunesmith.models.machine import describe
-from tunesmith.models.parity import record
-from tunesmith.models.predict import LocalPredictor
-from tunesmith.models.source import CARD, base_record
 from tunesmith.objectives.base import objective_for
 from tunesmith.recipe import Recipe, override_recipe, read_recipe
 from tunesmith.reports.curve import loss_curve
-from tunesmith.steps.evaluate import default_metrics, own_prompt, spread
+from tunesmith.steps.evaluate import default_metrics
+from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import head, tail, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
 from tunesmith.training.loop import Loop
 from tunesmith.training.mixture import Mixture
 
-NUM_PROBES = 12
 _AS_CHAT = (
     ' To have the label written as an answer, set data.format={name: classification, as_chat: true, instruction: "…"}.'
 )
@@ -47,13 +43,15 @@ def train(recipe: Recipe, *, emit: Emit, root: Path = Path("runs"), folder: str 
         UserError: Anything in the recipe, the data or the model that the user can mend.
         Interrupted: The user stopped it; the run can be resumed.
     """
+    if has_tasks(recipe.data):
+        return _train_tasks(recipe, emit, lambda: _new_run(recipe, root, folder))
     data = load_data(recipe.data, seed=recipe.seed)
     recipe = resolve(recipe, data)
     work = Work.prepare(recipe, data, emit)
-    run = RunFolder.make(root / folder) if folder else RunFolder.create(root, recipe.name or "run")
+    run = _new_run(recipe, root, folder)
     run.write("recipe.yaml", recipe.to_yaml())
     run.write("data.json", data.card())
-    return _carry_out(run, work)
+    return _carry_out(run, recipe, lambda: _train(run, work))
 
 
 def resume(run: RunFolder, *, emit: Emit) -> RunFolder:
@@ -67,15 +65,42 @@ def resume(run: RunFolder, *, emit: Emit) -> RunFolder:
             "this run is finished.", code="finished", where=str(run.path), remedy=f"Try: tunesmith chat {run.path}"
         )
     recipe = read_recipe(run.recipe)
+    if has_tasks(recipe.data):
+        return _train_tasks(recipe, emit, lambda: run)
     data = load_data(recipe.data, seed=recipe.seed)
-    if different := _differences(run.read_json("data.json"), json.loads(json.dumps(data.card()))):
+    _refuse_other_data(run, data.card())
+    work = Work.prepare(recipe, data, emit)
+    return _carry_out(run, recipe, lambda: _train(run, work))
+
+
+def _train_tasks(recipe: Recipe, emit: Emit, open_run: Callable[[], RunFolder]) -> RunFolder:
+    """Several tasks with heads of their own, in a new run or in a stopped one."""
+    from tunesmith.steps.train_tasks import JointWork, train_joint
+
+    if recipe.train.lr == "auto":
+        recipe = override_recipe(recipe, train={"lr": recipe.method.learning_rate})
+    joint = JointWork.prepare(recipe, emit)
+    run = open_run()
+    if run.recipe.is_file():
+        _refuse_other_data(run, joint.data.card())
+    else:
+        run.write("recipe.yaml", recipe.to_yaml())
+        run.write("data.json", joint.data.card())
+    return _carry_out(run, recipe, lambda: train_joint(run, joint))
+
+
+def _new_run(recipe: Recipe, root: Path, folder: str) -> RunFolder:
+    return RunFolder.make(root / folder) if folder else RunFolder.create(root, recipe.name or "run")
+
+
+def _refuse_other_data(run: RunFolder, card: dict[str, Any]) -> None:
+    if different := _differences(run.read_json("data.json"), json.loads(json.dumps(card))):
         raise UserError(
             f"the data are not what this run began with: {', '.join(different[:5])}.",
             code="resume_mismatch",
             where=str(run.path),
             remedy="Restore them, or start a new run.",
         )
-    return _carry_out(run, Work.prepare(recipe, data, emit))
 
 
 def resolve(recipe: Recipe, data: DataSet) -> Recipe:
@@ -102,11 +127,11 @@ def resolve(recipe: Recipe, data: DataSet) -> Recipe:
     )
 
 
-def _carry_out(run: RunFolder, work: Work) -> RunFolder:
+def _carry_out(run: RunFolder, recipe: Recipe, work: Callable[[], None]) -> RunFolder:
     with run.locked():
         try:
             run.set_state("running")
-            work.recipe.launcher.launch(run.path, lambda: _train(run, work))
+            recipe.launcher.launch(run.path, work)
         except (Interrupted, KeyboardInterrupt) as stop:  # outside the loop Ctrl-C is Python's own
             run.set_state("stopped")
             message = str(stop) or "stopped; no step was under way"
@@ -124,10 +149,10 @@ def _train(run: RunFolder, work: Work) -> None:
     loop = make_loop(run, work)
     first = loop.restore()
     emit(head(run, work, loop.order.num_steps, first, loop.frozen))
-    state = loop.fit(_Sampler(run, work))
+    state = loop.fit(Sampler(run, work))
     loss_curve(run.read_metrics(), run.path / "loss.png")
     if not run.model.exists():
-        _publish_model(run, work)
+        publish_model(run, work)
     emit(Saved(STEP, str(run.model), "model"))
     after = score_rows(recipe, load_trained(run.model), work.held_out, emit, "scoring the result")
     write_report(run, work, state, after)
@@ -151,74 +176,9 @@ def make_loop(run: RunFolder, work: Work) -> Loop:
     )
 
 
-class _Sampler:
-    """Shows after each validation what the model answers to one held-out question now."""
-
-    def __init__(self, run: RunFolder, work: Work) -> None:
-        self.run, self.work = run, work
-        answerable = [example for example in work.held_out if isinstance(example, ChatExample | PairExample)]
-        self.example = answerable[0] if answerable else None
-
-    def __call__(self, step: int) -> None:
-        if self.example is None:
-            return
-        work = self.work
-        work.learner.model.eval()
-        predictor = LocalPredictor(replace(work.loaded, model=work.learner.model))
-        (outcome,) = predictor.answer([self.example], own_prompt, work.recipe.generate, _no_progress)
-        work.learner.method.set_training(work.learner.model)
-        prompt = question_of(self.example)
-        work.emit(Sample(STEP, prompt, outcome.answer, outcome.reference, at=step))
-        with (self.run.path / "samples.md").open("a", encoding="utf-8") as file:
-            file.write(f"## Step {step}\n\n**{prompt}**\n\n{outcome.answer}\n\n")
-
-
-def question_of(example: ChatExample | PairExample) -> str:
-    """What is asked: a pair's source, or the last user turn."""
-    if isinstance(example, PairExample):
-        return example.source
-    return next((message.content for message in reversed(example.prompt) if message.role == "user"), "")
-
-
-def _publish_model(run: RunFolder, work: Work) -> None:
-    recipe, loaded = work.recipe, work.loaded
-    assert recipe.objective != "auto", recipe.objective
-    card = {
-        "format": 1,
-        "task": loaded.task,
-        "base": base_record(recipe.model.name, recipe.model.revision),
-        "method": recipe.method.spec(),
-        "objective": recipe.objective.name,
-        "problem": recipe.objective.problem if loaded.task == "classify" else None,
-        "labels": list(loaded.labels),
-        "max_length": work.max_length,
-        "generate": recipe.generate.model_dump(mode="json"),
-        "precision": work.learner.precision,
-    }
-    work.learner.model.eval()
-    with publishing(run.model) as draft:
-        recipe.method.save(work.learner.model, draft)
-        _save_tokenizer(loaded, draft)
-        (draft / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
-        published = load_trained(draft)  # what is recorded is what the files answer, not what memory answers
-        probes = record(published, spread(work.held_out, NUM_PROBES))
-        (draft / "probes.json").write_text(json.dumps(probes, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _save_tokenizer(loaded: Loaded, folder: Path) -> None:
-    """The tokenizer with the chat template that was trained with, so that any other program uses it too."""
-    if loaded.task == "causal" and not getattr(loaded.tokenizer, "chat_template", None):
-        loaded.tokenizer.chat_template = PLAIN_TEMPLATE
-    loaded.tokenizer.save_pretrained(folder)
-
-
 def _differences(before: Any, now: Any, place: str = "") -> list[str]:
     """The places where two data cards differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(set(before) | set(now))
         return [found for key in keys for found in _differences(before.get(key), now.get(key), f"{place}.{key}")]
     return [] if before == now else [place.lstrip(".")]
-
-
-def _no_progress(done: int, total: int) -> None:
-    """Say nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tunesmith.core.events import Finished, Started, Value
 from tunesmith.core.quantities import count, gib, interval, millions
@@ -28,24 +29,29 @@ def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evalua
         "recipe_fingerprint": recipe.fingerprint(),
         "held_out": {"name": work.held_out_name, "num_rows": len(work.held_out)},
         "parameters": {"trainable": trainable, "total": total},
-        "training": {
-            "steps": state.step,
-            "best_step": state.best_step,
-            "best_validation_loss": state.best_loss if state.best_step else None,
-            "tokens": state.num_tokens,
-            "trained_tokens": state.num_trained_tokens,
-            "seconds": state.train_seconds,
-            "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
-            "micro_tokens": state.micro_tokens,
-            "is_packed": work.learner.layout.is_packed,
-            "precision": work.learner.precision,
-            "peak_bytes": peak_memory_bytes(),
-        },
+        "training": training_values(work, state),
         "before": work.before.to_dict(),
         "after": after.to_dict(),
         "difference": [asdict(one) for one in differences],
     }
     run.write("report.json", report)
+
+
+def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
+    """What a training took, as report.json has it."""
+    return {
+        "steps": state.step,
+        "best_step": state.best_step,
+        "best_validation_loss": state.best_loss if state.best_step else None,
+        "tokens": state.num_tokens,
+        "trained_tokens": state.num_trained_tokens,
+        "seconds": state.train_seconds,
+        "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
+        "micro_tokens": state.micro_tokens,
+        "is_packed": work.learner.layout.is_packed,
+        "precision": work.learner.precision,
+        "peak_bytes": peak_memory_bytes(),
+    }
 
 
 def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenPlan) -> Started:
@@ -61,7 +67,9 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenP
     ratio = preferred_precision("auto")[1]
     speed = f" ({ratio:.1f} times fp32 on this machine)" if learner.precision == "bf16" and ratio else ""
     layout = "packed" if learner.layout.is_packed else "padded, in groups of like length"
-    epochs = num_steps * recipe.train.tokens_per_step / max(tokens, 1)
+    often = work.data.copies
+    read = sum(length * often.get(work.rows.source(row), 1.0) for row, length in enumerate(work.rows.lengths))
+    epochs = num_steps * recipe.train.tokens_per_step / max(read, 1)
     resumed = f" · goes on after step {first}" if first else ""
     steps = f"{count(num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens ({epochs:.3g} epochs)"
     return Started(
