@@ -41,6 +41,7 @@ OUTSIDE = {
     "tunesmith/__init__.py",
     "tunesmith/__main__.py",
     "tunesmith/api.py",
+    "tunesmith/api_search.py",
     "tunesmith/reports/reference.py",
     "tunesmith/steps/serve.py",
     "tunesmith/steps/demo.py",
@@ -56,8 +57,20 @@ FENCES = {
     "typer": {"cli"},
     "sqlalchemy": {"core"},
     "alembic": {"core"},
+    "optuna": {"steps"},
 }
-HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "pandas", "matplotlib", "fastapi", "sqlalchemy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "sklearn",
+    "pandas",
+    "matplotlib",
+    "fastapi",
+    "sqlalchemy",
+    "optuna",
+)
 
 
 @dataclass(frozen=True)

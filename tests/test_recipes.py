@@ -32,7 +32,7 @@ MESSAGES = [
 def test_a_recipe_is_valid_and_says_what_it_is_for_and_how_it_is_run(path: Path) -> None:
     recipe = read_recipe(path)
     first, *_ = text = path.read_text(encoding="utf-8").splitlines()
-    verb = "compare" if recipe.compare.rows else "train"
+    verb = "search" if recipe.search.space else "compare" if recipe.compare.rows else "train"
     assert first.startswith("# ") and len(first) > 40
     assert any(line.endswith(f"tunesmith {verb} recipes/{path.name}") for line in text if line.startswith("#"))
     assert recipe.name == path.stem

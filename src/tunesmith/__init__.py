@@ -23,15 +23,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tunesmith.api import compare, evaluate, register, run, serve, train, train_seeds
+    from tunesmith.api_search import lr_range, search
     from tunesmith.core.errors import GateError, TunesmithError, UserError
-    from tunesmith.nouns import Data, Model, Report, Run, Seeds, Server, Version
+    from tunesmith.nouns import Data, Model, Report, Run, Search, Seeds, Server, Version
 
     data: _DataPackage
     models: _ModelsPackage
 
 _PLACES = {
     **dict.fromkeys(("train", "run", "evaluate", "compare", "register", "serve", "train_seeds"), "tunesmith.api"),
-    **dict.fromkeys(("Data", "Run", "Report", "Model", "Version", "Seeds", "Server"), "tunesmith.nouns"),
+    **dict.fromkeys(("search", "lr_range"), "tunesmith.api_search"),
+    **dict.fromkeys(("Data", "Run", "Report", "Model", "Version", "Search", "Seeds", "Server"), "tunesmith.nouns"),
     **dict.fromkeys(("GateError", "TunesmithError", "UserError"), "tunesmith.core.errors"),
 }
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Model",
     "Report",
     "Run",
+    "Search",
     "Seeds",
     "Server",
     "TunesmithError",
@@ -48,9 +51,11 @@ __all__ = [
     "compare",
     "data",
     "evaluate",
+    "lr_range",
     "models",
     "register",
     "run",
+    "search",
     "serve",
     "train",
     "train_seeds",

@@ -7,7 +7,8 @@ from tunesmith.nouns.data import Data, Rows
 from tunesmith.nouns.model import Model, Version
 from tunesmith.nouns.report import Report
 from tunesmith.nouns.run import Run
+from tunesmith.nouns.search import Search
 from tunesmith.nouns.seeds import Seeds
 from tunesmith.nouns.server import Server
 
-__all__ = ["Data", "Model", "Report", "Rows", "Run", "Seeds", "Server", "Version"]
+__all__ = ["Data", "Model", "Report", "Rows", "Run", "Search", "Seeds", "Server", "Version"]
