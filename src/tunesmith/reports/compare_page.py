@@ -226,8 +226,8 @@ def _seeds(report: Report) -> str:
     if len(seeds) == 1:
         return ""
     return (
-        f"{', '.join(map(str, seeds))}; the mean is shown. Its interval adds the variance over the rows (jackknife) and "
-        "over the seeds; Student's quantile with the degrees of freedom of Welch and Satterthwaite."
+        f"{', '.join(map(str, seeds))}; the mean is shown. Its interval adds the variance over the rows (jackknife) "
+        "and over the seeds; Student's quantile with the degrees of freedom of Welch and Satterthwaite."
     )
 
 
