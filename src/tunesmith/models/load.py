@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunesmith.core.errors import UserError
+from tunesmith.methods.base import Method
 from tunesmith.models.adapters import attach_adapter
 from tunesmith.models.configuration import (
     HEADED,
@@ -23,10 +24,10 @@ from tunesmith.models.configuration import (
     labels_of,
     set_labels,
 )
+from tunesmith.models.continuing import as_plain, goes_on, is_adapter, root_of
 from tunesmith.models.fresh import random_model, renew_head, seeded
 from tunesmith.models.machine import Precision, Wish, device, preferred_precision
 from tunesmith.models.opened import LOADING_FAULTS, Opened, first_line
-from tunesmith.models.quiet import quiet
 from tunesmith.models.source import ADAPTER_CONFIG, base_record, read_card, resolve
 from tunesmith.models.virtual_tokens import num_virtual_tokens
 from tunesmith.objectives.base import Problem, Task
@@ -49,6 +50,12 @@ class Loaded:
     """What products are computed in."""
     has_new_head: bool = False
     """Whether the head is random: the checkpoint had none, or one for other labels."""
+    adapter: Path | None = None
+    """A finished adapter that training goes on with (`attach`); `model` is its base."""
+
+    def attach(self, method: Method) -> Any:
+        """The model as the method trains it, with the run's own adapter where that goes on."""
+        return method.load(self.model, self.adapter) if self.adapter else method.attach(self.model)
 
     @property
     def context(self) -> int:
@@ -56,7 +63,7 @@ class Loaded:
         return context_length(self.model.config) - num_virtual_tokens(self.model)
 
 
-def load_base(
+def load_base(  # noqa: PLR0913 - everything that decides what is loaded
     settings: ModelSettings,
     task: Task,
     *,
@@ -66,12 +73,14 @@ def load_base(
     precision: Precision,
     seed: int,
     check: Callable[[Any], None] | None = None,
+    method: Method | None = None,
 ) -> Loaded:
     """The model to train, on the processor, in evaluation mode.
 
-    Weights are fp32 where they train or where `precision` says so, otherwise (frozen) bf16. A finished adapter
-    run as base is merged first. `seed` decides every weight that no checkpoint gives. `check` may refuse the
-    model by its configuration, before weights are read.
+    Weights are fp32 where they train or where `precision` says so, otherwise (frozen) bf16. A finished adapter run
+    as base is merged first; where `method`, task and labels are its own, that very adapter goes on (`attach`).
+    `seed` decides every weight that no checkpoint gives. `check` may refuse the model by its configuration, before
+    weights are read.
 
     Raises:
         UserError: No such model, the wrong kind for the task (said before weights are read), a checkpoint with
@@ -92,37 +101,39 @@ def load_base(
         return Loaded(model, tokenizer, task, labels, settings.name, precision=precision)
     source = resolve(settings.name)
     dtype = torch.bfloat16 if precision == "bf16" and not trains_base_weights else torch.float32
-    if isinstance(source, Path) and (source / ADAPTER_CONFIG).is_file():
-        trained = load_trained(source, precision="fp32")
-        _require_task(trained, task, labels, settings.name)
-        with quiet():
-            model = trained.model.merge_and_unload(safe_merge=True).to(device="cpu", dtype=dtype)
-        model.name_or_path = settings.name
-        return Loaded(model, tokenizer, task, trained.labels, settings.name, precision=precision)
-    opened = Opened(source, settings.name, settings.revision, settings.trust_remote_code)
-    config = opened.config()
-    check_task(config, task, settings.name)
-    check_vocabulary(config, tokenizer, settings.name)
-    if check is not None:
-        check(config)
-    known, known_problem = labels_of(config), config.problem_type
-    names = labels or (known if task in LABELLED else ())
-    if task in LABELLED:
-        set_labels(config, names, tokenizer, problem, task)
-    is_other = task in LABELLED and (names != known or known_problem not in (None, config.problem_type))
-    with seeded(seed):
-        model, missing = opened.model(config, task, dtype, may_lack_head=task in HEADED)
-        if is_other and not missing:
-            renew_head(model)
-    if task == "mask" and missing and not trains_base_weights:
-        raise UserError(
-            "the checkpoint has no head for hidden words, and this method would leave a random one as it is.",
-            code="untrained_head",
-            where=settings.name,
-            remedy="Use `method: full`, which trains a new head, or a checkpoint that has one.",
-        )
-    has_new_head = bool(missing) or is_other
-    return Loaded(model, tokenizer, task, names, settings.name, precision=precision, has_new_head=has_new_head)
+    if is_adapter(source):
+        root, root_name, revision = root_of(source, settings.name)
+        config = Opened(root, root_name, revision).config()
+        check_task(config, task, settings.name)
+        if check is not None:
+            check(config)
+        if isinstance(source, Path) and goes_on(read_card(source), method, task, labels, problem):
+            return _to_go_on(source, settings, task, labels, problem, precision, seed)
+    with as_plain(source, settings.name) as folder:
+        opened = Opened(folder, settings.name, settings.revision, settings.trust_remote_code)
+        config = opened.config()
+        check_task(config, task, settings.name)
+        check_vocabulary(config, tokenizer, settings.name)
+        if check is not None:
+            check(config)
+        known, known_problem = labels_of(config), config.problem_type
+        names = labels or (known if task in LABELLED else ())
+        if task in LABELLED:
+            set_labels(config, names, tokenizer, problem, task)
+        is_other = task in LABELLED and (names != known or known_problem not in (None, config.problem_type))
+        with seeded(seed):
+            model, missing = opened.model(config, task, dtype, may_lack_head=task in HEADED)
+            if is_other and not missing:
+                renew_head(model)
+        if task == "mask" and missing and not trains_base_weights:
+            raise UserError(
+                "the checkpoint has no head for hidden words, and this method would leave a random one as it is.",
+                code="untrained_head",
+                where=settings.name,
+                remedy="Use `method: full`, which trains a new head, or a checkpoint that has one.",
+            )
+        has_new_head = bool(missing) or is_other
+        return Loaded(model, tokenizer, task, names, settings.name, precision=precision, has_new_head=has_new_head)
 
 
 def load_trained(folder: str | Path, *, precision: Wish = "auto") -> Loaded:
@@ -162,14 +173,31 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return Opened(source, settings.name, settings.revision, settings.trust_remote_code).tokenizer()
 
 
-def _require_task(trained: Loaded, task: Task, labels: Sequence[str], name: str) -> None:
-    if trained.task != task or (labels and tuple(labels) != trained.labels):
-        raise UserError(
-            "the run was trained for another task or other labels; its adapter cannot be continued for this one.",
-            code="wrong_task",
-            where=name,
-            remedy="Start from the base model itself.",
-        )
+def _to_go_on(
+    folder: Path,
+    settings: ModelSettings,
+    task: Task,
+    labels: Sequence[str],
+    problem: Problem,
+    precision: Precision,
+    seed: int,
+) -> Loaded:
+    """The base under a finished adapter, which `Loaded.attach` puts on it to train on."""
+    card = read_card(folder)
+    recorded = card["base"]
+    _base_of(recorded["name"], recorded, settings.name)
+    below = settings.model_copy(update={"name": recorded["name"], "revision": recorded.get("revision") or "main"})
+    base = load_base(
+        below,
+        task,
+        labels=labels or tuple(card.get("labels") or ()),
+        problem=problem,
+        trains_base_weights=False,
+        precision=precision,
+        seed=seed,
+    )
+    tokenizer = load_tokenizer(settings) if any(folder.glob("*token*")) else base.tokenizer
+    return replace(base, tokenizer=tokenizer, has_new_head=False, adapter=folder)
 
 
 def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], precision: Precision) -> Loaded:
@@ -189,12 +217,8 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
     base_source = _base_of(base_name, recorded, name)
     tasks: dict[str, Task] = {"SEQ_2_SEQ_LM": "seq2seq", "SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
     task: Task = card.get("task") or tasks.get(str(peft_config.task_type), "causal")
-    if isinstance(base_source, Path) and (base_source / ADAPTER_CONFIG).is_file():
-        below = load_trained(base_source, precision="fp32")
-        model, tokenizer = below.model.merge_and_unload(safe_merge=True).to(_dtype(precision)), below.tokenizer
-        labels = below.labels
-    else:
-        opened = Opened(base_source, base_name, recorded.get("revision") or "main")
+    with as_plain(base_source, base_name) as plain:
+        opened = Opened(plain, base_name, recorded.get("revision") or "main")
         config = opened.config()
         check_task(config, task, base_name)
         has_tokenizer = any(folder.glob("*token*"))

@@ -15,7 +15,7 @@ from tunesmith.data.template import PLAIN_TEMPLATE
 from tunesmith.models.load import Loaded, load_trained
 from tunesmith.models.parity import record
 from tunesmith.models.predict import LocalPredictor
-from tunesmith.models.source import CARD, base_record
+from tunesmith.models.source import CARD, base_record, read_card
 from tunesmith.steps.evaluate import own_prompt, spread
 from tunesmith.steps.train_work import STEP, Work
 
@@ -56,12 +56,13 @@ def publish_model(run: RunFolder, work: Work, *, finish: Callable[[Path], None] 
 
     `finish` may put the saved weights into another shape before they are loaded again.
     """
-    recipe, loaded = work.recipe, work.loaded
+    recipe, loaded, name = work.recipe, work.loaded, work.recipe.model.name
     assert recipe.objective != "auto", recipe.objective
     card = {
         "format": 1,
         "task": loaded.task,
-        "base": base_record(recipe.model.name, recipe.model.revision),
+        "base": read_card(loaded.adapter)["base"] if loaded.adapter else base_record(name, recipe.model.revision),
+        "parent": base_record(name) if loaded.adapter else None,
         "method": recipe.method.spec(),
         "objective": recipe.objective.name,
         "problem": recipe.objective.problem if loaded.task == "classify" else None,

@@ -70,6 +70,7 @@ class Work:
             precision=precision,
             seed=recipe.seed,
             check=recipe.method.check_model,
+            method=recipe.method,
         )
         if objective.task == "mask" and loaded.has_new_head:
             text = "the checkpoint has no head for hidden words; a new one is trained, and begins by guessing"
@@ -83,9 +84,11 @@ class Work:
             emit(finding)
         held_out = tuple(data.test or spread(data.validation, MAX_VALIDATION_ANSWERS))
         before = Evaluation((), (), 0.0, None, 0)
+        adapted = loaded.attach(recipe.method).eval() if loaded.adapter else None
         if is_scored:
-            before = score_rows(recipe, loaded, held_out, emit, "scoring the base")
-        model = recipe.method.attach(loaded.model)
+            start = loaded if adapted is None else replace(loaded, model=adapted)
+            before = score_rows(recipe, start, held_out, emit, "scoring the base")
+        model = loaded.attach(recipe.method) if adapted is None else adapted
         learner = Learner.make(
             loaded,
             model,
