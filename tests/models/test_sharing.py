@@ -17,7 +17,7 @@ from tunesmith.recipe import ModelSettings
 
 
 def write_adapter(folder: Path, base: Path, seed: int, **settings: Any) -> Path:
-    method = build("methods", {"name": "lora", **settings})
+    method: Any = build("methods", {"name": "lora", **settings})
     loaded = load_base(ModelSettings(name=str(base)), "causal", trains_base_weights=False, precision="fp32", seed=1)
     attached = method.attach(loaded.model)
     generator = torch.Generator().manual_seed(seed)
@@ -49,6 +49,19 @@ def test_adapters_on_one_base_do_not_meet(tmp_path: Path) -> None:
         for model, expected in zip(shared, alone, strict=True):
             assert torch.equal(logits(model), expected)
     assert not torch.allclose(alone[1], alone[2], atol=1e-3)
+
+
+def test_adapters_of_other_kinds_share_the_base_too(tmp_path: Path) -> None:
+    base = write_tiny(tmp_path / "base", "llama")
+    kinds = ("prompt_tuning", "prefix_tuning", "p_tuning", "llama_adapter", "lora")
+    folders = [write_adapter(tmp_path / kind, base, seed, name=kind) for seed, kind in enumerate(kinds)]
+    alone = [load_trained(folder).model for folder in folders]
+    bases = SharedBases()
+    shared = [bases.load(folder).model for folder in folders]
+    assert len({model.get_input_embeddings().weight.data_ptr() for model in shared}) == 1
+    for _ in range(2):
+        for model, expected in zip(shared, alone, strict=True):
+            assert torch.equal(logits(model), logits(expected))
 
 
 def test_the_frozen_weights_are_the_same_memory(tmp_path: Path) -> None:
