@@ -98,9 +98,10 @@ def _tagged(example: TagExample) -> tuple[Piece, ...]:
     """Words with their tags behind them, but for the commonest (`O`), which would hide the others."""
     pieces: list[Piece] = []
     for word, tag in zip(example.words, example.tags, strict=True):
-        pieces.append(Piece(f"{word} ", "context"))
+        pieces.append(Piece(word, "context"))
         if tag != "O":
-            pieces.append(Piece(f"[{tag}] ", "trained"))
+            pieces.append(Piece(f"/{tag}", "trained"))
+        pieces.append(Piece(" ", "context"))
     return tuple(pieces)
 
 
