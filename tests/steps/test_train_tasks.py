@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -96,7 +95,7 @@ def test_the_log_has_each_tasks_loss_and_the_end_each_tasks_scores(tmp_path) -> 
 def test_the_backbone_is_on_disk_once_and_the_heads_are_apart(tmp_path) -> None:
     run, _ = _train(tmp_path, "bert", MOODS, "classification")
     files = [run.path / name / "model" / "model-00001-of-00002.safetensors" for name in run.tasks]
-    assert os.path.samefile(*files)
+    assert files[0].samefile(files[1])
     one, other = (load_trained(run.path / name).model for name in run.tasks)
     for (name, left), right in zip(one.bert.encoder.named_parameters(), other.bert.encoder.parameters(), strict=True):
         assert torch.equal(left, right), name
@@ -124,7 +123,7 @@ def test_the_tasks_adapters_are_equal_but_for_their_heads(tmp_path) -> None:
     assert set(second) < set(kinds)
     assert all(torch.equal(tensor, kinds[name]) for name, tensor in second.items())
     assert any(tensor.abs().sum() > 0 for name, tensor in second.items() if "lora_B" in name)
-    assert {name for name in set(kinds) - set(second)} == {"base_model.model.score.weight"}
+    assert set(kinds) - set(second) == {"base_model.model.score.weight"}
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path) -> None:

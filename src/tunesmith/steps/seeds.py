@@ -7,7 +7,7 @@ A folder holds one run per seed, `seeds.json` (what is to be done, so that a sto
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,11 @@ def resume_seeds(folder: Path, *, emit: Emit) -> SeedsReport:
         begun = time.perf_counter()
         run = _seed_run(folder, recipe, seed, emit)
         runs.append(run)
-        values = {one["metric"]: one["value"] for one in run.read_json("report.json")["after"]["scores"]}
+        values = {
+            f"{prefix}{one['metric']}": one["value"]
+            for prefix, part in _parts(run).items()
+            for one in part.read_json("report.json")["after"]["scores"]
+        }
         emit(Metric(STEP, values, at=place, of=len(seeds), label=f"seed {seed}", seconds=time.perf_counter() - begun))
     scores = _scores(runs, recipe.seed)
     report = SeedsReport(folder, seeds, tuple(run.path for run in runs), scores)
@@ -156,13 +160,23 @@ def _seed_run(folder: Path, recipe: Recipe, seed: int, emit: Emit) -> RunFolder:
         raise Interrupted(str(stop), resume=f"tunesmith train --resume {folder}") from None
 
 
-def _scores(runs: list[RunFolder], seed: int) -> dict[str, Score]:
-    """The mean of every metric over the runs, whose recipes name the metrics."""
-    metrics = read_recipe(runs[0].recipe).evaluate
-    assert metrics != "auto", metrics
-    answers = [[Outcome(**outcome) for outcome in run.read_json("report.json")["after"]["outcomes"]] for run in runs]
-    found = [seeds_score(metric, answers, seed) for metric in metrics]
-    return {score.metric: score for score in found}
+def _scores(runs: Sequence[RunFolder], seed: int) -> dict[str, Score]:
+    """The mean of every metric over the runs, whose recipes name the metrics; `TASK/metric` where there are tasks."""
+    found: dict[str, Score] = {}
+    for prefix, first in _parts(runs[0]).items():
+        metrics = read_recipe(first.recipe).evaluate
+        assert metrics != "auto", metrics
+        reports = [_parts(run)[prefix].read_json("report.json") for run in runs]
+        answers = [[Outcome(**outcome) for outcome in report["after"]["outcomes"]] for report in reports]
+        for metric in metrics:
+            score = seeds_score(metric, answers, seed)
+            found[f"{prefix}{score.metric}"] = score
+    return found
+
+
+def _parts(run: RunFolder) -> dict[str, RunFolder]:
+    """The run itself, or its tasks under `TASK/`."""
+    return {f"{name}/": RunFolder(run.path / name) for name in run.tasks} or {"": run}
 
 
 def _new_folder(root: Path, stem: str) -> Path:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.events import Finished, Started, Value
+from tunesmith.core.intervals import score
 from tunesmith.core.quantities import count, gib, interval, millions
+from tunesmith.core.records import Outcome, Score
 from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import num_parameters
 from tunesmith.models.machine import peak_memory_bytes, preferred_precision
@@ -34,7 +36,23 @@ def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evalua
         "after": after.to_dict(),
         "difference": [asdict(one) for one in differences],
     }
+    if sources := _source_scores(work, after):
+        report["sources"] = {name: [asdict(score) for score in scores] for name, scores in sources.items()}
     run.write("report.json", report)
+
+
+def _source_scores(work: Work, evaluation: Evaluation) -> dict[str, list[Score]]:
+    """Each source's own scores, where several share a head; empty where there is one."""
+    assert work.recipe.evaluate != "auto", work.recipe.evaluate
+    outcomes: dict[str, list[Outcome]] = {}
+    for example, outcome in zip(work.held_out, evaluation.outcomes, strict=False):  # a trial answers nothing
+        outcomes.setdefault(example.source, []).append(outcome)
+    if len(outcomes) < 2:
+        return {}
+    return {
+        name: [score(metric, mine, work.recipe.seed) for metric in work.recipe.evaluate]
+        for name, mine in outcomes.items()
+    }
 
 
 def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
@@ -99,6 +117,16 @@ def tail(run: RunFolder, work: Work, state: TrainingState, after: Evaluation, se
     rows = [
         (one.metric.replace("_", " "), interval(old.value, old.low, old.high), interval(one.value, one.low, one.high))
         for old, one in zip(work.before.scores, after.scores, strict=True)
+    ]
+    before = _source_scores(work, work.before)
+    rows += [
+        (
+            f"{name}: {one.metric.replace('_', ' ')}",
+            interval(old.value, old.low, old.high),
+            interval(one.value, one.low, one.high),
+        )
+        for name, scores in _source_scores(work, after).items()
+        for old, one in zip(before[name], scores, strict=True)
     ]
     values: dict[str, Value] = {
         "steps": state.step,

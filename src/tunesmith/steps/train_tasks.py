@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Emit, Event, Finished, Progress, Saved, Started
+from tunesmith.core.events import Emit, Event, Finished, Progress, Saved, Started, Value
 from tunesmith.core.quantities import count, gib, interval, millions
 from tunesmith.core.records import Example
 from tunesmith.core.run import RunFolder, environment
@@ -102,7 +103,7 @@ def train_joint(run: RunFolder, joint: JointWork) -> None:
     after: dict[str, Evaluation] = {}
     for name, work in works.items():
         if not folders[name].model.exists():
-            publish_model(folders[name], work, finish=lambda draft, name=name: _share_files(draft, name, works, run))
+            publish_model(folders[name], work, finish=partial(_share_files, name=name, works=works, run=run))
         emit(Saved(STEP, str(folders[name].model), "model"))
     for name, work in works.items():
         label = f"scoring {name}"
@@ -110,12 +111,11 @@ def train_joint(run: RunFolder, joint: JointWork) -> None:
         write_report(folders[name], work, state, after[name])
         folders[name].set_state("finished")
     reports = {name: folder.read_json("report.json") for name, folder in folders.items()}
-    first_work = next(iter(works.values()))
     report = {
         "format": 1,
         "run": run.name,
         "recipe_fingerprint": joint.recipe.fingerprint(),
-        "training": training_values(first_work, state),
+        "training": training_values(next(iter(works.values())), state),
         "tasks": {
             name: {
                 "held_out": one["held_out"],
@@ -133,7 +133,12 @@ def train_joint(run: RunFolder, joint: JointWork) -> None:
         f"{count(state.step)} steps · {millions(state.num_tokens)} tokens · {len(works)} tasks · "
         f"peak {gib(peak_memory_bytes())} · best at step {state.best_step}"
     )
-    values = {"steps": state.step, "validation_loss": state.best_loss, "best": state.best_step, "path": str(run.path)}
+    values: dict[str, Value] = {
+        "steps": state.step,
+        "validation_loss": state.best_loss,
+        "best": state.best_step,
+        "path": str(run.path),
+    }
     following = tuple(f"tunesmith evaluate {folder.path}" for folder in folders.values())[:2]
     emit(Finished(STEP, text, time.perf_counter() - started, values, next=following, table=rows))
 
@@ -179,7 +184,7 @@ def _folder(run: RunFolder, name: str, work: Work) -> RunFolder:
     return folder
 
 
-def _share_files(draft: Path, name: str, works: Mapping[str, Work], run: RunFolder) -> None:
+def _share_files(draft: Path, *, name: str, works: Mapping[str, Work], run: RunFolder) -> None:
     """Keep the backbone's weights on disk once."""
     if works[name].recipe.method.is_adapter:
         return
