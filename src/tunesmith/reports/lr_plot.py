@@ -21,12 +21,12 @@ def lr_plot(report: Mapping[str, Any], path: Path) -> None:
     losses = [point["loss"] for point in points]
     figure = Figure(figsize=(8, 4.4), dpi=144, layout="constrained")
     axes = figure.subplots()
-    axes.plot(rates, losses, color=PALE, linewidth=1.0, alpha=0.8, label="each step")
+    axes.plot(rates, losses, color=PALE, linewidth=1.0, alpha=0.7, label="each step")
     axes.plot(rates, means, color=ACCENT, linewidth=2.2, label="smoothed")
     axes.set_xscale("log")
     low, high = min(means), max(means[: max(1, len(means) // 2)])
     room = high - low or 1.0
-    axes.set_ylim(low - 0.15 * room, high + 0.25 * room)
+    axes.set_ylim(low - 0.3 * room, high + 0.25 * room)
     axes.set_xlim(rates[0], rates[-1])
     suggested = report["lr"]
     place = min(range(len(rates)), key=lambda i: abs(rates[i] - suggested))
@@ -63,7 +63,8 @@ def lr_plot(report: Mapping[str, Any], path: Path) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=MUTED, labelsize=8.5, length=3)
+    axes.tick_params(which="both", colors=MUTED, labelsize=8.5, length=3)
+    axes.tick_params(which="minor", length=2)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     figure.savefig(path, format="png", metadata={"Software": "Tunesmith"})

@@ -215,7 +215,7 @@ def view(values: Sequence[float], *, higher_is_better: bool) -> tuple[float, flo
     """The range to show: all values but those far on the bad side, which would squeeze the rest together."""
     low, high = min(values), max(values)
     if len(values) >= 4:
-        first, _, third = statistics.quantiles(values, n=4)
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
         reach = FENCE * (third - first)
         if higher_is_better:
             low = max(low, first - reach)

@@ -26,7 +26,9 @@ STEP = "search"
 SMOOTHING = 0.9
 """Weight of the past in the smoothed loss: about the last 10 steps."""
 DIVERGED = 4.0
-"""The test ends where the smoothed loss is so many times its lowest."""
+"""The test ends where the smoothed loss is so many times its lowest,"""
+WORSE = 1.5
+"""or so many times what it was at the beginning (a language model's loss ends at the logarithm of its vocabulary)."""
 WINDOW = 0.5
 """Decades of learning rates over which a slope is measured: shorter ones follow the noise of single steps."""
 LEAST_STEPS = 20
@@ -121,6 +123,12 @@ def smoothed(losses: Sequence[float], smoothing: float = SMOOTHING) -> list[floa
     return found
 
 
+def is_broken(means: Sequence[float]) -> bool:
+    """Whether the last smoothed loss is far above the lowest, or above the first that can be trusted."""
+    trusted = means[WARMING:]
+    return bool(trusted) and trusted[-1] > min(DIVERGED * min(trusted), WORSE * trusted[0])
+
+
 def suggested(points: Sequence[Point]) -> tuple[float, float]:
     """The rate at which the smoothed loss falls fastest per decade, and the one at which it is lowest.
 
@@ -188,8 +196,7 @@ def _sweep(recipe: Recipe, wished: Sequence[float], emit: Emit) -> list[Point]:
                     break
                 losses.append(loss_sum / weight)
                 emit(Progress(STEP, step + 1, len(wished), f"rate {rate:.1e}", "step", {"train_loss": losses[-1]}))
-                means = smoothed(losses)
-                if step >= WARMING and means[-1] > DIVERGED * min(means[WARMING:]):
+                if is_broken(smoothed(losses)):
                     break
         finally:
             _restore(loop.tensors, before)
