@@ -6,6 +6,8 @@
 
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3))
 JOBS ?= 2
+# Any encoder for the benchmark of frozen features: a name, or a folder where there is no network.
+ENCODER ?= sentence-transformers/all-MiniLM-L6-v2
 VENV := .venv
 BIN := $(VENV)/bin
 PEER := $(VENV)-peer
@@ -35,6 +37,7 @@ matrix: $(VENV)/.has-dev
 
 bench: $(VENV)/.has-client $(PEER)/.has-peers
 	$(BIN)/python benchmarks/train_speed.py --peer-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/frozen.py --model $(ENCODER)
 
 format: $(VENV)/.has-dev
 	$(BIN)/ruff check --fix .

@@ -177,10 +177,18 @@ def publish(measured: list[Measured], rows: list[dict[str, Any]], where_from: st
     comparisons = [line for method in options.methods for line in compare(measured, method)]
     text = report(measured, rows, where_from, options)
     print(text)
-    (options.out / "latest.json").write_text(json.dumps(comparisons, indent=2) + "\n", encoding="utf-8")
+    keep_latest(options.out, "train_speed/", comparisons)
     raw = {"machine": machine(options.threads), "rows": lengths(rows), "measured": [asdict(one) for one in measured]}
     (options.out / "train_speed.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     (options.out / "train_speed.md").write_text(text, encoding="utf-8")
+
+
+def keep_latest(folder: Path, prefix: str, comparisons: list[dict[str, Any]]) -> None:
+    """Put one benchmark's comparisons into latest.json, in place of those it had; other benchmarks' stay."""
+    file = folder / "latest.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    kept = [line for line in kept if not line["benchmark"].startswith(prefix)]
+    file.write_text(json.dumps(kept + comparisons, indent=2) + "\n", encoding="utf-8")
 
 
 def compare(measured: list[Measured], method: str) -> list[dict[str, Any]]:
