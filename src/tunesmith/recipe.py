@@ -41,6 +41,9 @@ class ModelSettings(Settings):
     """Start from random weights of this transformers configuration (`model_type` and sizes) with `name`'s tokenizer."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """What products are computed in; `auto` measures this machine."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Hold the base's matrices in 4 bits (NF4, as QLoRA) or 8 (LLM.int8) and train an adapter on them; needs
+    `tunesmith[quantized]`."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
@@ -230,7 +233,7 @@ class Recipe(Settings):
     method: Annotated[Method, *plugin("methods")] = Field(default="lora", validate_default=True)  # type: ignore[assignment]
     """Which parameters train."""
     objective: Annotated[Objective, *plugin("objectives")] | Literal["auto"] = "auto"
-    """What is optimised; `auto` follows the rows: text → clm, chat → sft, label → classification, pair → seq2seq."""
+    """What is optimised; `auto` follows the rows: text → clm, chat → sft, pair → seq2seq, label → classification, …"""
     train: TrainSettings = TrainSettings()
     evaluate: tuple[Annotated[Metric, *plugin("metrics")], ...] | Literal["auto"] = "auto"
     """Metrics of the held-out rows; `auto` follows the objective."""
