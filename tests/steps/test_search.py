@@ -277,7 +277,7 @@ def test_trials_in_several_processes_give_what_one_gives(place: Path, tmp_path: 
 
 
 def test_a_worker_that_dies_costs_its_trial_only(place: Path, tmp_path: Path) -> None:
-    made = plan(place, {"train.lr": LR}, search={"trials": 3}, train={"steps": 300, "validations": 2})
+    made = plan(place, {"train.lr": LR}, search={"trials": 3}, train={"steps": 100, "validations": 2})
     killed: list[int] = []
 
     def kill_one(event: Event) -> None:

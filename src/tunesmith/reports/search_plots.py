@@ -65,12 +65,11 @@ def for_page(svg: str) -> str:
 
 def history(report: Report) -> Any:
     """The value of every trial in order, with the best so far as a line."""
-    trials = [trial for trial in report["trials"] if height(report, trial) is not None]
     figure, axes = _figure(3.6)
-    heights = {trial["trial"]: height(report, trial) for trial in trials}
-    low, high = view([heights[trial["trial"]] for trial in trials], higher_is_better=report["higher_is_better"])
-    for trial in trials:
-        at, value = trial["trial"], heights[trial["trial"]]
+    drawn = _drawn(report)
+    low, high = view([value for _, value in drawn], higher_is_better=report["higher_is_better"])
+    for trial, value in drawn:
+        at = trial["trial"]
         is_out = not low <= value <= high
         if trial["state"] == "pruned":
             style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": MUTED, "markersize": 5}
@@ -133,14 +132,14 @@ def parallel(report: Report) -> Any:
     """Every trial as a line through its values to its score; the best in front."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    trials = [trial for trial in report["trials"] if trial["state"] != "failed" and height(report, trial) is not None]
-    if not trials:
+    drawn = _drawn(report)
+    if not drawn:
         return None
-    columns = [column(report, axis) for axis in report["space"]] + [_score_column(report, trials)]
+    columns = [column(report, axis) for axis in report["space"]] + [_score_column(report, [v for _, v in drawn])]
     figure, axes = _figure(4.4)
     colours = LinearSegmentedColormap.from_list("score", [PALE, "#8db4c9", ACCENT])
-    ranked = sorted(trials, key=lambda trial: height(report, trial), reverse=not report["higher_is_better"])
-    for place, trial in enumerate(ranked):
+    ranked = sorted(drawn, key=lambda pair: pair[1], reverse=not report["higher_is_better"])
+    for place, (trial, _) in enumerate(ranked):
         is_best = trial["trial"] == report["best"]["trial"]
         points = [at(trial) for *_, at in columns]
         share = place / max(1, len(ranked) - 1)
@@ -246,7 +245,7 @@ def _best_so_far(axes: Any, report: Report) -> None:
 def _legend(axes: Any, report: Report) -> None:
     from matplotlib.lines import Line2D
 
-    marks = {
+    marks: dict[str, dict[str, Any]] = {
         "complete": {"marker": "o", "markerfacecolor": ACCENT, "markeredgecolor": ACCENT, "alpha": 0.55},
         "pruned": {"marker": "o", "markerfacecolor": "none", "markeredgecolor": MUTED},
         "failed": {"marker": "x", "color": MUTED},
@@ -277,8 +276,13 @@ def _curve(axes: Any, points: Sequence[float], **style: Any) -> None:
     axes.add_patch(PathPatch(Curve(vertices, codes), facecolor="none", edgecolor=style.pop("color"), **style))
 
 
-def _score_column(report: Report, trials: Sequence[Mapping[str, Any]]) -> Column:
-    values = [value for trial in trials if (value := height(report, trial)) is not None]
+def _drawn(report: Report) -> list[tuple[Mapping[str, Any], float]]:
+    """The trials that have a place in the plots, with their heights."""
+    found = ((trial, height(report, trial)) for trial in report["trials"])
+    return [(trial, value) for trial, value in found if value is not None]
+
+
+def _score_column(report: Report, values: Sequence[float]) -> Column:
     low, high = view(values, higher_is_better=report["higher_is_better"])
 
     def at(value: float) -> float:

@@ -129,7 +129,7 @@ class Study:
             if not self.plan.space.is_active(key, chosen):
                 continue
             if isinstance(axis, Choice):
-                labels = axis.labels()
+                labels: list[Any] = list(axis.labels())
                 chosen[key] = axis.options[labels.index(trial.suggest_categorical(key, labels))]
             elif axis.is_whole:
                 low, high, step = int(axis.low), int(axis.high), int(axis.step or 1)
