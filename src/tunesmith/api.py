@@ -31,6 +31,7 @@ from tunesmith.reporters.text import Output
 from tunesmith.reporters.third_parties import silence
 
 if TYPE_CHECKING:
+    from tunesmith.steps.merge import Merged
     from tunesmith.steps.models import Promotion, Rollback
 
 __all__ = ["compare", "data", "evaluate", "register", "run", "serve", "train", "train_seeds"]
@@ -189,6 +190,14 @@ def promote(home: Home, reference: str, *, alias: str, must_improve: bool) -> Pr
 
     with _reporter() as emit:
         return run_step(home, reference, alias=alias, must_improve=must_improve, emit=emit)
+
+
+def merge(run: Run, folder: str | Path, *, precision: str) -> Merged:
+    """Write a run's adapter and its base as one plain folder."""
+    from tunesmith.steps.merge import merge as run_step
+
+    with _reporter() as emit:
+        return run_step(run.path, folder, precision=precision, emit=emit)
 
 
 def rollback(home: Home, name: str) -> Rollback:

@@ -149,3 +149,22 @@ def test_times_are_said_as_a_person_says_them() -> None:
     assert at(hours=3) == "3 h ago"
     assert at(days=3) == "3 days ago"
     assert ago("2020-01-31T00:00:00Z") == "2020-01-31"
+
+
+def test_merge_writes_a_folder_and_says_what_it_measured(tmp_path: Path, tunesmith: Run) -> None:
+    from tunesmith.core.plugins import build
+    from tunesmith.models.load import load_base
+    from tunesmith.models.tiny import write_tiny
+    from tunesmith.recipe import ModelSettings
+
+    base = ModelSettings(name=str(write_tiny(tmp_path / "base", "llama")))
+    loaded = load_base(base, "causal", trains_base_weights=False, precision="fp32", seed=1)
+    method = build("methods", "lora")
+    method.save(method.attach(loaded.model), tmp_path / "adapter")
+    code, out, err = tunesmith("models", "merge", str(tmp_path / "adapter"), "--to", str(tmp_path / "merged"), "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["difference"] <= 1e-5 and found["num_questions"] == 8 and found["probes"] == "none"
+    assert (tmp_path / "merged" / "config.json").is_file()
+    code, _, err = tunesmith("models", "merge", str(tmp_path / "merged"), "--to", str(tmp_path / "again"))
+    assert code == 1 and "plain already" in err

@@ -27,7 +27,7 @@ COMMANDS = {
     "evaluate": "score a run or a model on held-out rows, with intervals",
     "compare": "prompting, retrieval and fine-tuning on the same rows: was it worth it?",
     "search": "the best settings of a recipe, or its learning rate",
-    "models": "versions and aliases: list, show, register, promote, roll back",
+    "models": "versions and aliases: list, show, register, promote, roll back, merge",
     "chat": "talk to a run or a model in the terminal",
     "serve": "serve models with OpenAI's API",
     "feedback": "list and export judgements of served answers",
@@ -37,7 +37,7 @@ COMMANDS = {
 }
 GROUPS = {
     "data": ("check", "show", "prepare"),
-    "models": ("list", "show", "register", "promote", "rollback"),
+    "models": ("list", "show", "register", "promote", "rollback", "merge"),
     "feedback": ("list", "export"),
 }
 HELP_FLAGS = {"--help", "-h"}

@@ -1,4 +1,4 @@
-"""Versions of models: list, show, register, promote through gates, roll back."""
+"""Versions of models: list, show, register, promote through gates, roll back; and merge an adapter."""
 
 from __future__ import annotations
 
@@ -119,6 +119,24 @@ def rollback(
     session: Session = ctx.obj
     result = run_step(session.home, name, alias=alias, emit=session.emit)
     session.result(result.to_dict(), text=rollback_sentence(result))
+
+
+@app.command()
+def merge(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(show_default=False, help="A finished run, or a folder with a PEFT adapter.")],
+    to: Annotated[str, typer.Option("--to", show_default=False, help="The folder to write; it must not exist.")],
+    precision: Annotated[str, typer.Option(help="What the weights are written in: fp32 or bf16.")] = "fp32",
+) -> None:
+    """Merge an adapter into its base: a plain transformers folder, and by how much its outputs moved.
+
+    Example: tunesmith models merge runs/manual-lora-3 --to merged/manual
+    """
+    from tunesmith.steps.merge import merge as run_step
+
+    session: Session = ctx.obj
+    merged = run_step(run, to, precision=precision, emit=session.emit)
+    session.result(merged.to_dict(), text=merged.path)
 
 
 def gate_lines(gates: Iterable[Gate], width: int) -> str:

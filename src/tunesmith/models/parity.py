@@ -27,6 +27,7 @@ from tunesmith.core.records import (
 from tunesmith.data.template import render_chat
 from tunesmith.models.heads import problem_of, set_above_half
 from tunesmith.models.load import Loaded
+from tunesmith.models.machine import Precision
 from tunesmith.models.sample import Sampling, stream
 
 NUM_LOGITS = 8
@@ -59,13 +60,39 @@ def record(loaded: Loaded, examples: Sequence[Example], count: int = 12) -> dict
     return {"format": 1, "precision": loaded.precision, "probes": probes}
 
 
-def replay(loaded: Loaded, probes: Mapping[str, Any]) -> ParityReport:
-    """Put the recorded probes to a model again; bytes of the prompt first, then logits, then text."""
+def replay(loaded: Loaded, probes: Mapping[str, Any], *, recorded_in: Precision = "fp32") -> ParityReport:
+    """Put the recorded probes to a model again; bytes of the prompt first, then logits, then text.
+
+    Where they were recorded in another precision than the model's, the wider tolerance holds.
+    """
+    allowed = max(TOLERANCE[loaded.precision], TOLERANCE[recorded_in])
     for number, probe in enumerate(probes["probes"], 1):
-        report = _compare(loaded, probe, number)
+        report = _compare(loaded, probe, number, allowed)
         if not report.is_equal:
             return report
     return ParityReport(True)
+
+
+def record_again(loaded: Loaded, probes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same questions as in `probes`, with the answers of this model."""
+    made = [_probe_of(loaded, probe["question"]) for probe in probes["probes"]]
+    return {"format": 1, "precision": loaded.precision, "probes": made}
+
+
+def questions_of(loaded: Loaded, probes: Mapping[str, Any]) -> list[list[int]]:
+    """Token ids of the questions of probes; of 8 rows of 16 random tokens where there are none."""
+    if probes.get("probes"):
+        return [_encode(loaded, probe["question"])[1] for probe in probes["probes"]]
+    generator = torch.Generator().manual_seed(0)
+    size = loaded.model.get_input_embeddings().num_embeddings
+    return [torch.randint(size, (16,), generator=generator).tolist() for _ in range(8)]
+
+
+@torch.inference_mode()
+def logits_of(loaded: Loaded, ids: Sequence[int]) -> torch.Tensor:
+    """Every logit over a row, in fp32: [T, V] or [classes]; of an encoder-decoder those of its first token."""
+    logits: torch.Tensor = loaded.model(**_inputs(loaded, ids)).logits[0]
+    return logits.float().cpu()
 
 
 def _has_room(loaded: Loaded, example: Example) -> bool:
@@ -75,7 +102,10 @@ def _has_room(loaded: Loaded, example: Example) -> bool:
 
 
 def _probe(loaded: Loaded, example: Example) -> dict[str, Any]:
-    question = _question(example)
+    return _probe_of(loaded, _question(example))
+
+
+def _probe_of(loaded: Loaded, question: Mapping[str, Any]) -> dict[str, Any]:
     prompt, ids = _encode(loaded, question)
     logits = _first_logits(loaded, ids)
     top = logits.topk(min(NUM_LOGITS, len(logits)))
@@ -88,7 +118,7 @@ def _probe(loaded: Loaded, example: Example) -> dict[str, Any]:
     }
 
 
-def _compare(loaded: Loaded, probe: Mapping[str, Any], number: int) -> ParityReport:
+def _compare(loaded: Loaded, probe: Mapping[str, Any], number: int, allowed: float) -> ParityReport:
     prompt, ids = _encode(loaded, probe["question"])
     if prompt != probe["prompt"]:
         at = next((i for i, (a, b) in enumerate(zip(prompt, probe["prompt"], strict=False)) if a != b), len(prompt))
@@ -102,11 +132,11 @@ def _compare(loaded: Loaded, probe: Mapping[str, Any], number: int) -> ParityRep
         return ParityReport(False, "logits", f"probe {number}: the model has only {len(logits)} outputs")
     off = max(abs(float(logits[token]) - value) for token, value in recorded.items())
     scale = max(1.0, *(abs(value) for value in recorded.values()))
-    if not off <= TOLERANCE[loaded.precision] * scale:  # also where it is not a number
+    if not off <= allowed * scale:  # also where it is not a number
         return ParityReport(
             False,
             "logits",
-            f"probe {number}: a first logit is off by {off:.3g} ({TOLERANCE[loaded.precision] * scale:.2g} is allowed)",
+            f"probe {number}: a first logit is off by {off:.3g} ({allowed * scale:.2g} is allowed)",
         )
     answer = _answer(loaded, ids, logits)
     if answer != probe["answer"]:
@@ -152,12 +182,16 @@ def _encode(loaded: Loaded, question: Mapping[str, Any]) -> tuple[str, list[int]
 @torch.inference_mode()
 def _first_logits(loaded: Loaded, ids: Sequence[int]) -> torch.Tensor:
     """Logits of the first token of the answer, or of the classes, in fp32."""
+    logits = logits_of(loaded, ids)
+    return logits if loaded.task == "classify" else logits[-1]  # a tagger's: of the last token
+
+
+def _inputs(loaded: Loaded, ids: Sequence[int]) -> dict[str, torch.Tensor]:
     model = loaded.model
     inputs = {"input_ids": torch.tensor([list(ids)], device=model.device)}
     if loaded.task == "seq2seq":
         inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
-    logits: torch.Tensor = model(**inputs).logits[0]
-    return (logits if loaded.task == "classify" else logits[-1]).float().cpu()  # a tagger's: of the last token
+    return inputs
 
 
 def _answer(loaded: Loaded, ids: Sequence[int], logits: torch.Tensor) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tunesmith.recipe import Recipe
     from tunesmith.steps.chat import Conversation
+    from tunesmith.steps.merge import Merged
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,6 +81,16 @@ class Run:
     def generate(self, prompts: Sequence[str]) -> list[str]:
         """An answer to each prompt, one after the other."""
         return [self.chat(prompt) for prompt in prompts]
+
+    def merge(self, folder: str | Path, *, precision: str = "fp32") -> Merged:
+        """Write adapter and base as one plain transformers folder; says by how much its outputs moved.
+
+        Raises:
+            UserError: There is no adapter, it cannot be merged, or the folder exists.
+        """
+        from tunesmith.api import merge
+
+        return merge(self, folder, precision=precision)
 
     def resume(self) -> Run:
         """Go on where it was stopped, bit for bit."""
