@@ -237,3 +237,16 @@ def test_control_characters_of_user_text_are_shown_not_obeyed() -> None:
 def test_width_is_columns_else_80() -> None:
     assert Output(Stream(), environ={"COLUMNS": "123"}).width == 123
     assert Output(Stream(), environ={}).width in (80, Output(Stream(), environ={}).width)
+
+
+def test_each_sources_validation_loss_stands_below_the_row() -> None:
+    from tunesmith.core.events import Metric
+    from tunesmith.reporters.rows import TrainingTable
+
+    rows = TrainingTable()
+    values = {"train_loss": 2.0, "validation_loss": 1.5, "validation_loss.kinds": 0.41, "validation_loss.texts": 2.93}
+    rows.add(Metric("train", values, at=10, of=20))
+    *_, last = rows.flush(100)
+    assert plain(last) == "        validation loss of kinds 0.410 · texts 2.93"
+    rows.add(Metric("train", {"validation_loss": 1.5}, at=20, of=20))
+    assert not any("validation loss of" in line for line in rows.flush(100))

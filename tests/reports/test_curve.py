@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.reports.curve import loss_curve, points, thinned
+from tunesmith.reports.curve import loss_curve, points, source_curves, thinned
 
 
 def test_points_are_sorted_and_the_last_of_a_step_counts() -> None:
@@ -45,3 +45,18 @@ def test_a_curve_is_a_png(tmp_path: Path, records: list[dict[str, float]]) -> No
 def test_without_a_loss_there_is_no_file(tmp_path: Path) -> None:
     assert not loss_curve([{"step": 1, "tokens_per_second": 3.0}], tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
+
+
+def test_each_source_has_its_own_curve() -> None:
+    records = [
+        {"step": step, "validation_loss": 3.0, "validation_loss.kinds": 1.0 / step, "validation_loss.texts": None}
+        for step in (2, 1)
+    ]
+    assert source_curves(records) == {"kinds": [(1, 1.0), (2, 0.5)], "texts": []}
+
+
+def test_sources_are_drawn_into_the_picture(tmp_path: Path) -> None:
+    plain = [{"step": step, "validation_loss": 3.0 / step} for step in (1, 2, 3)]
+    several = [{**record, "validation_loss.a": 1.0, "validation_loss.b": 2.0} for record in plain]
+    assert loss_curve(plain, tmp_path / "plain.png") and loss_curve(several, tmp_path / "several.png")
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "several.png").read_bytes()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 INK, MUTED, TRAIN, VALIDATION = "#1f2328", "#7a828b", "#9fb3c8", "#0b5d8a"
+SOURCES = ("#b3541e", "#3a7d44", "#7a5195", "#bc9a00")
+SOURCE_LOSS = "validation_loss."
 NUM_SMOOTHED = 200
 """Training losses are averaged in so many pieces, so that a long run stays a line."""
 
@@ -27,6 +30,8 @@ def loss_curve(records: Sequence[Mapping[str, Any]], path: Path, *, title: str =
         _draw_rates(below, rates)
     else:
         axes = below = figure.subplots()
+    sources = source_curves(records)
+    _draw_sources(axes, sources)
     _draw_losses(axes, train, validation)
     below.set_xlabel("step", color=INK)
     axes.set_title(title or "Loss, nats per token", loc="left", color=INK, fontsize=11)
@@ -44,12 +49,26 @@ def points(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, f
     return sorted(dict(found).items())
 
 
+def source_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """The validation loss of each source, where several are trained together."""
+    names = dict.fromkeys(name for record in records for name in record if name.startswith(SOURCE_LOSS))
+    return {name.removeprefix(SOURCE_LOSS): points(records, name) for name in names}
+
+
 def thinned(curve: Sequence[tuple[int, float]], most: int = NUM_SMOOTHED) -> list[tuple[float, float]]:
     """At most `most` points, each the mean of its neighbours."""
     if len(curve) <= most:
         return [(float(step), value) for step, value in curve]
     pieces = [curve[i * len(curve) // most : (i + 1) * len(curve) // most] for i in range(most)]
     return [(sum(s for s, _ in piece) / len(piece), sum(v for _, v in piece) / len(piece)) for piece in pieces]
+
+
+def _draw_sources(axes: Any, sources: Mapping[str, list[tuple[int, float]]]) -> None:
+    drawn = {name: curve for name, curve in sources.items() if curve}
+    for (name, curve), color in zip(drawn.items(), itertools.cycle(SOURCES), strict=False):
+        axes.plot(
+            *zip(*curve, strict=True), color=color, linewidth=1.2, linestyle="--", marker="o", markersize=2, label=name
+        )
 
 
 def _draw_losses(axes: Any, train: list[tuple[int, float]], validation: list[tuple[int, float]]) -> None:
