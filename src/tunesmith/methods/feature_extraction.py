@@ -2,7 +2,7 @@
 
 The backbone stays in evaluation mode, so its dropout is off and its features are the same in every epoch.
 So the backbone runs once a row, whatever the number of epochs (`train.cache`): where the head reads one position of a
-row, that position's state is all that is kept, 1.5 kB for a model 384 wide.
+row, that position's state is all that is kept, 1.5 kB in fp32 for a model 384 wide.
 What belongs to the head: every layer outside the backbone, and BERT's pooler (see models/anatomy.py).
 """
 
