@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import build
+from tunesmith.models.heads import problem_of
 from tunesmith.models.load import Loaded, load_base, load_trained
 from tunesmith.models.source import base_record, fingerprint, resolve
 from tunesmith.models.tiny import tiny, tiny_config, write_tiny
@@ -330,3 +331,23 @@ def test_weights_that_were_added_after_training_are_refused(llama: Path) -> None
     change_weights(llama, lambda weights: weights.update({"model.extra.weight": torch.zeros(1)}))
     with pytest.raises(UserError, match=r"no place for: model\.extra\.weight"):
         load_trained(llama)
+
+
+def test_a_head_that_meant_something_else_is_forgotten_and_a_number_stays_one(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "sets", "bert", labels=("a", "b", "c"), problem="multi_label_classification")
+    settings: dict[str, Any] = {"trains_base_weights": True, "precision": "fp32", "seed": 1}
+    saved = load_file(folder / "model.safetensors")["classifier.weight"]
+    for problem, is_kept in (("multi_label_classification", True), ("single_label_classification", False)):
+        loaded = load_base(
+            ModelSettings(name=str(folder)), "classify", labels=("a", "b", "c"), problem=problem, **settings
+        )
+        assert torch.equal(loaded.model.classifier.weight, saved) == is_kept
+        assert (loaded.has_new_head, loaded.model.config.problem_type) == (not is_kept, problem)
+    folder = write_tiny(tmp_path / "number", "bert", problem="regression")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0"}, "problem_type": None}))
+    saved = load_file(folder / "model.safetensors")["classifier.weight"]
+    loaded = load_base(ModelSettings(name=str(folder)), "classify", problem="regression", **settings)
+    assert torch.equal(loaded.model.classifier.weight, saved)
+    assert loaded.labels == ("number",)
+    assert problem_of(load_trained(folder, precision="fp32")) == "regression"

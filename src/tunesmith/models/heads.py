@@ -32,9 +32,9 @@ _KINDS: dict[str, tuple[type[Example], str]] = {
 
 
 def problem_of(loaded: Loaded) -> Problem:
-    """What the outputs of a classifier mean; one class, where its configuration does not say."""
-    found: Problem = getattr(loaded.model.config, "problem_type", None) or "single_label_classification"
-    return found
+    """What the outputs of a classifier mean; where its configuration does not say, one output is a number."""
+    said: Problem | None = getattr(loaded.model.config, "problem_type", None)
+    return said or ("regression" if len(loaded.labels) == 1 else "single_label_classification")
 
 
 @torch.inference_mode()

@@ -28,6 +28,7 @@ from tunesmith.models.continuing import as_plain, goes_on, is_adapter, root_of
 from tunesmith.models.fresh import random_model, renew_head, seeded
 from tunesmith.models.machine import Precision, Wish, device, preferred_precision
 from tunesmith.models.opened import LOADING_FAULTS, Opened, first_line
+from tunesmith.models.quantize import check_quantize
 from tunesmith.models.source import ADAPTER_CONFIG, base_record, read_card, resolve
 from tunesmith.models.virtual_tokens import num_virtual_tokens
 from tunesmith.objectives.base import Problem, Task
@@ -86,6 +87,7 @@ def load_base(  # noqa: PLR0913 - everything that decides what is loaded
         UserError: No such model, the wrong kind for the task (said before weights are read), a checkpoint with
             holes, or a vocabulary smaller than the tokenizer's.
     """
+    check_quantize(settings.quantize, method, trains_base_weights=trains_base_weights)
     tokenizer = load_tokenizer(settings)
     if task == "mask":
         check_mask(tokenizer, settings.name)
@@ -120,9 +122,13 @@ def load_base(  # noqa: PLR0913 - everything that decides what is loaded
         names = labels or (known if task in LABELLED else ())
         if task in LABELLED:
             set_labels(config, names, tokenizer, problem, task)
+        if problem == "regression" and len(known) == 1:
+            known = names  # one output is a number, whatever it is called elsewhere
         is_other = task in LABELLED and (names != known or known_problem not in (None, config.problem_type))
         with seeded(seed):
-            model, missing = opened.model(config, task, dtype, may_lack_head=task in HEADED)
+            model, missing = opened.model(
+                config, task, dtype, may_lack_head=task in HEADED, quantize=settings.quantize
+            )
             if is_other and not missing:
                 renew_head(model)
         if task == "mask" and missing and not trains_base_weights:
@@ -227,7 +233,9 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
         labels = tuple(card.get("labels") or ()) or (labels_of(config) if task in LABELLED else ())
         if task in LABELLED:
             set_labels(config, labels, tokenizer, card.get("problem") or "single_label_classification", task)
-        model, _ = opened.model(config, task, _dtype(precision), may_lack_head=task in LABELLED)
+        kind = card.get("quantize") or "none"
+        check_quantize(kind, None, trains_base_weights=False)
+        model, _ = opened.model(config, task, _dtype(precision), may_lack_head=task in LABELLED, quantize=kind)
     model = attach_adapter(model.to(device()), folder, is_trainable=False)
     return Loaded(model, tokenizer, task, labels, name, card, precision)
 
