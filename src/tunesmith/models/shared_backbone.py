@@ -47,9 +47,9 @@ def share_backbone(first: Module, other: Module) -> None:
             remedy="Use objectives that the model reads with the same blocks, or train the tasks one by one.",
         )
     for module in other.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in found:
-                module._parameters[name] = found[id(parameter)]
+        for name, old in module._parameters.items():
+            if old is not None and id(old) in found:
+                module._parameters[name] = found[id(old)]
 
 
 def shared_names(model: Module, others: Sequence[Module]) -> set[str]:
