@@ -93,7 +93,7 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenP
     return Started(
         STEP,
         run.name,
-        {"run": str(run.path), "steps": num_steps, "trainable": trainable, "resumed_at": first},
+        {"run": str(run.path), "steps": num_steps, "trainable": trainable, "resumed_at": first, "cache": frozen.line()},
         (
             ("run", f"{run.path}{resumed}"),
             ("model", f"{recipe.model.name} · {millions(total)} parameters · {learner.precision}{speed}"),
