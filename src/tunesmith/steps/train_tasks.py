@@ -99,7 +99,8 @@ def train_joint(run: RunFolder, joint: JointWork) -> None:
         (one for name, work in works.items() if (one := Sampler(folders[name], work)).example is not None), None
     )
     state = loop.fit(sampler or (lambda step: None))
-    loss_curve(run.read_metrics(), run.path / "loss.png")
+    title = "Loss: each task's mean times its weight, summed; dashed: each task's mean on validation rows"
+    loss_curve(run.read_metrics(), run.path / "loss.png", title=title)
     after: dict[str, Evaluation] = {}
     for name, work in works.items():
         if not folders[name].model.exists():
