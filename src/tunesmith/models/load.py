@@ -170,13 +170,15 @@ def load_trained(folder: str | Path, *, precision: Wish = "auto") -> Loaded:
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """The tokenizer of a base model, with a padding token set.
+    """The tokenizer of a base model, or of the base under an adapter that has none; with a padding token set.
 
     Raises:
         UserError: No such model, or the folder has no tokenizer.
     """
-    source = resolve(settings.name)
-    return Opened(source, settings.name, settings.revision, settings.trust_remote_code).tokenizer()
+    source, name, revision = resolve(settings.name), settings.name, settings.revision
+    if isinstance(source, Path) and is_adapter(source) and not any(source.glob("*token*")):
+        source, name, revision = root_of(source, name)  # as peft alone saves it
+    return Opened(source, name, revision, settings.trust_remote_code).tokenizer()
 
 
 def _to_go_on(

@@ -28,6 +28,9 @@ STEP = "merge"
 ALLOWED = 1e-4
 """How far an fp32 logit may move, as a share of the largest; the order of summation alone moves about 1e-6."""
 
+LEFT_OUT = ("base", "parent", "precision", "method", "quantize")
+"""What the card of an adapter says that is not so of the merged model."""
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -64,7 +67,8 @@ def merge(
     """Write the merged model of a run, a version's folder or any PEFT adapter into `folder`, which must not exist.
 
     The merge itself is computed in fp32; with bf16 only what is written is rounded, and the difference that is
-    reported is the one to the unmerged model in fp32.
+    reported is the one to the unmerged model in fp32. A quantised base is dequantised first, and the difference then
+    says what that costs.
 
     Raises:
         UserError: It is no adapter, cannot be merged (said before weights are read), or `folder` exists.
@@ -128,7 +132,11 @@ def _write(draft: Path, model: Any, unmerged: Loaded, name: str, precision: str)
     """Weights, tokenizer and card."""
     model.save_pretrained(draft)
     unmerged.tokenizer.save_pretrained(draft)
-    kept = {key: value for key, value in unmerged.card.items() if key not in ("base", "parent", "precision", "method", "quantize")}
+    kept = {
+        key: value
+        for key, value in unmerged.card.items()
+        if key not in ("base", "parent", "precision", "method", "quantize")
+    }
     card = {
         "format": 1,
         "task": unmerged.task,
