@@ -26,6 +26,8 @@ PAGE_COLOURS = {
 Report = Mapping[str, Any]
 WIDTH = 8.4
 """Inches."""
+HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.2}
+"""Behind words that lines may cross."""
 MARGIN = 0.06
 """Of an axis, so that no point lies on its end."""
 FENCE = 3.0
@@ -79,29 +81,19 @@ def history(report: Report) -> Any:
         axes.plot([at], [min(high, max(low, value))], mark, linestyle="none", clip_on=False, **style)
     for trial in report["trials"]:
         if trial["state"] == "failed":
-            axes.plot([trial["trial"]], [low], "x", color=MUTED, markersize=5, clip_on=False)
+            worst = low if report["higher_is_better"] else high
+            axes.plot([trial["trial"]], [worst], "x", color=MUTED, markersize=5, clip_on=False)
     _best_so_far(axes, report)
     best = report["best"]
-    is_right = best["trial"] > 0.6 * len(report["trials"])
     axes.plot([best["trial"]], [best["value"]], "o", markersize=10, markerfacecolor="none", color=ACCENT)
-    axes.annotate(
-        f"best {number(best['value'])}, trial {best['trial']}",
-        (best["trial"], best["value"]),
-        xytext=(-10 if is_right else 10, -13 if report["higher_is_better"] else 11),
-        textcoords="offset points",
-        ha="right" if is_right else "left",
-        va="top" if report["higher_is_better"] else "bottom",
-        color=ACCENT,
-        fontsize=9.5,
-        fontweight="bold",
-    )
     room = MARGIN * (high - low)
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(0.4, max(trial["trial"] for trial in report["trials"]) + 0.6)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("trial", color=INK)
-    _title(axes, f"{_capital(report['metric_title'])} of each trial; line: the best so far")
-    _legend(axes, report)
+    so_far = f"the best so far, {number(best['value'])} in the end by trial {best['trial']}"
+    _title(axes, f"{_capital(report['metric_title'])} of each trial; line: {so_far}")
+    _legend(figure, report)
     _plain(axes)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     return figure
@@ -157,7 +149,6 @@ def parallel(report: Report) -> Any:
         for y, text in ticks:
             is_last = i == len(columns) - 1
             axes.plot([i - 0.008, i + 0.008], [y, y], color=MUTED, linewidth=1, zorder=4)
-            halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.2}
             axes.text(
                 i + (0.03 if is_last or i else -0.03),
                 y,
@@ -167,7 +158,7 @@ def parallel(report: Report) -> Any:
                 color=INK,
                 fontsize=8.5,
                 zorder=5,
-                bbox=None if is_last or not i else halo,
+                bbox=None if is_last or not i else HALO,
             )
     axes.set_xlim(-0.35, len(columns) - 1 + 0.35)
     axes.set_ylim(min([0.0, *(y for _, ticks, _ in columns for y, _ in ticks)]) - 0.04, 1.16)
@@ -242,7 +233,7 @@ def _best_so_far(axes: Any, report: Report) -> None:
         axes.step(xs, ys, where="post", color=ACCENT, linewidth=1.8)
 
 
-def _legend(axes: Any, report: Report) -> None:
+def _legend(figure: Any, report: Report) -> None:
     from matplotlib.lines import Line2D
 
     marks: dict[str, dict[str, Any]] = {
@@ -260,8 +251,8 @@ def _legend(axes: Any, report: Report) -> None:
         if state in states
     ]
     if len(handles) > 1:
-        corner = "lower right" if report["higher_is_better"] else "upper right"
-        axes.legend(handles=handles, frameon=False, loc=corner, fontsize=9, labelcolor=INK, ncols=len(handles))
+        place = {"loc": "outside lower right", "ncols": len(handles)}
+        figure.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, **place)
 
 
 def _curve(axes: Any, points: Sequence[float], **style: Any) -> None:

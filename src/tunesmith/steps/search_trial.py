@@ -184,14 +184,15 @@ def _score(task: Task, work: Any, emit: Emit) -> float:
     work.learner.model.eval()
     predictor = LocalPredictor(replace(work.loaded, model=work.learner.model))
     rows = spread(work.data.validation, MAX_VALIDATION_ANSWERS)
-    found = evaluate_predictor(
-        predictor,
-        rows,
-        [metric_of(task.metric)],
-        generate=work.recipe.generate,
-        seed=work.recipe.seed,
-        emit=relabel,
-        step=STEP,
-        num_timed=0,
-    )
+    with work.learner.autocast():  # new weights are fp32 beside a base in bf16
+        found = evaluate_predictor(
+            predictor,
+            rows,
+            [metric_of(task.metric)],
+            generate=work.recipe.generate,
+            seed=work.recipe.seed,
+            emit=relabel,
+            step=STEP,
+            num_timed=0,
+        )
     return found.scores[0].value
