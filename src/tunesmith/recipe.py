@@ -208,6 +208,8 @@ class CompareRow(Settings):
     """Learning rates to try with the first seed; the one with the lowest validation loss is used."""
     train: dict[str, Any] = {}
     """Settings of `train` for this row, over the recipe's."""
+    against: str = ""
+    """The row that its difference is told to, by name; full fine-tuning (or the first row) where left out."""
 
 
 class CompareSettings(Settings):

@@ -97,6 +97,7 @@ class LoRA(PeftMethod):
     def attach(self, model: Module) -> Module:
         """PEFT's wrapper around the model; only the adapter, `trained` and a classifier's head train, in fp32."""
         config = self.peft_config(model)
+        self._check_eight_bits(model)
         self._trained_in_fp32(model)
         if self.variant == "pissa":
             from tunesmith.models.pissa import new_pissa
@@ -141,6 +142,16 @@ class LoRA(PeftMethod):
         trained = f", {'+'.join(self.trained)} whole" if self.trained else ""
         return f"{TITLES[self.variant]}, rank {self.rank}{targets}{trained}"
 
+    def _check_eight_bits(self, model: Module) -> None:
+        from tunesmith.models.anatomy import plain
+
+        if self.variant == "dora" and getattr(plain(model), "is_loaded_in_8bit", False):
+            raise UserError(
+                "DoRA needs the norms of the base's rows, and PEFT loses the scales of 8-bit weights in computing them.",
+                code="method_refused",
+                remedy="Set model.quantize=4bit, or method.variant=lora.",
+            )
+
     def _target_names(self, model: Module) -> list[str]:
         from tunesmith.models.adapters import ends_with
         from tunesmith.models.anatomy import linears
@@ -174,6 +185,8 @@ class LoRA(PeftMethod):
         return dict(self.ranks)
 
     def _trained_names(self, model: Module) -> list[str]:
+        import torch
+
         from tunesmith.models.adapters import ends_with
         from tunesmith.models.anatomy import embeddings, head, head_modules, is_classifier, is_tied
 
@@ -190,6 +203,14 @@ class LoRA(PeftMethod):
                     "and its last layer; PEFT would train one copy of it and leave the other.",
                     code="method_refused",
                     remedy="Leave it out of method.trained, or use `method: full`.",
+                )
+            if any(
+                p.dtype in (torch.uint8, torch.int8) for name in names for p in model.get_submodule(name).parameters()
+            ):
+                raise UserError(
+                    f'"{wanted}" is quantised, and what trains whole must not be.',
+                    code="method_refused",
+                    remedy="Leave it out of method.trained, or set model.quantize=none.",
                 )
             found += [name for name in names if name not in found]
         heads = list(head_modules(model)) if is_classifier(model) else []  # they train without being named

@@ -41,6 +41,7 @@ REFUSED = {
     ),
     "SHADOW": ("PEFT adds a loss of its own to the model's, which Tunesmith's losses pass by", "Use `method: lora`."),
 }
+QUANTIZED = ("HIRA", "LN_TUNING", "PVERA", "RANDLORA", "ROAD", "TRAINABLE_TOKENS")  # as PEFT has layers for them
 SET_HERE = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 
 
@@ -114,6 +115,7 @@ class Peft(PeftMethod):
             UserError: The type does not fit the model, with PEFT's reason.
         """
         config = self.peft_config(model)
+        self._check_quantized(model)
         self._copied_in_fp32(model)
         try:
             return self._wrap(model, config)
@@ -144,6 +146,16 @@ class Peft(PeftMethod):
         """`PEFT LOHA, r 4`."""
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         return f"PEFT {self.type.upper()}" + (f", {settings}" if settings else "")
+
+    def _check_quantized(self, model: Module) -> None:
+        from tunesmith.models.quantize import is_quantized
+
+        if is_quantized(model) and self.type.upper() not in QUANTIZED:
+            raise UserError(
+                f"peft's {self.type.upper()} has no layers for a quantised base.",
+                code="method_refused",
+                remedy=f"Use `method: lora`, one of {', '.join(QUANTIZED)}, or model.quantize=none.",
+            )
 
     def _wrap(self, model: Module, config: Any) -> Module:
         import contextlib

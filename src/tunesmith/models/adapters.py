@@ -52,6 +52,10 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 def merge_adapter(model: Any) -> Module:
     """The base with the update added to its weights, in fp32; the adapter is gone from `model` afterwards."""
+    from tunesmith.models.quantize import is_quantized, with_plain_base
+
+    if is_quantized(model):
+        model = with_plain_base(model)
     merged: Module = _without_wrappers(model.float()).merge_and_unload(safe_merge=True)
     return merged
 

@@ -126,9 +126,7 @@ def load_base(  # noqa: PLR0913 - everything that decides what is loaded
             known = names  # one output is a number, whatever it is called elsewhere
         is_other = task in LABELLED and (names != known or known_problem not in (None, config.problem_type))
         with seeded(seed):
-            model, missing = opened.model(
-                config, task, dtype, may_lack_head=task in HEADED, quantize=settings.quantize
-            )
+            model, missing = opened.model(config, task, dtype, may_lack_head=task in HEADED, quantize=settings.quantize)
             if is_other and not missing:
                 renew_head(model)
         if task == "mask" and missing and not trains_base_weights:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tunesmith.core.errors import UserError
 from tunesmith.models.anatomy import head_modules
+from tunesmith.models.quantize import Quantize, keep_layout, quantization
 from tunesmith.models.quiet import quiet
 from tunesmith.models.weights import own_memory
 from tunesmith.objectives.base import Task
@@ -65,7 +66,14 @@ class Opened:
         return tokenizer
 
     def model(
-        self, config: Any, task: Task, dtype: torch.dtype, *, may_lack_head: bool = False, is_strict: bool = False
+        self,
+        config: Any,
+        task: Task,
+        dtype: torch.dtype,
+        *,
+        may_lack_head: bool = False,
+        is_strict: bool = False,
+        quantize: Quantize = "none",
     ) -> tuple[Any, set[str]]:
         """The model and the keys of its fresh head; only `may_lack_head` allows any, or a head of another shape."""
         model, info = self._call(
@@ -75,6 +83,7 @@ class Opened:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            quantization_config=quantization(quantize, auto_class(task), config, dtype),
         )
         wrong_shape = {key for key, *_ in info["mismatched_keys"]}
         missing = set(info["missing_keys"]) | wrong_shape
@@ -97,6 +106,7 @@ class Opened:
                 remedy="The folder was changed after training; use the run's own model folder.",
             )
         own_memory(model)
+        keep_layout(model)
         model.name_or_path = self.name  # peft writes it into adapter_config.json: what was typed, never a local path
         return model.eval(), missing
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from logging import ERROR, getLogger
 from typing import Any
 
 import transformers.utils.logging
 
 logging: Any = transformers.utils.logging
+# bitsandbytes tells of every product it rounds, and, when peft imports it, of a kernel that it could download.
+getLogger("bitsandbytes").setLevel(ERROR)
 
 
 @contextlib.contextmanager

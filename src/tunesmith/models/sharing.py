@@ -80,6 +80,8 @@ def _is_shareable(folder: Path) -> bool:
     card = read_card(folder)
     settings = json.loads(file.read_text(encoding="utf-8"))
     recorded = card.get("base") or {}
+    if card.get("quantize", "none") != "none":
+        return False
     if card.get("task") != "causal" or not recorded.get("name") or settings.get("bias", "none") != "none":
         return False
     base = resolve(str(recorded["name"]))

@@ -39,7 +39,8 @@ def own_memory(model: Module) -> None:
     ground from under them.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+        if type(tensor) in (torch.nn.Parameter, torch.Tensor):  # quantised ones were made in memory, and hold more
+            tensor.data = tensor.data.clone()
 
 
 def load_plain(model: Any, folder: Path) -> Module:

@@ -70,6 +70,7 @@ def publish_model(run: RunFolder, work: Work, *, finish: Callable[[Path], None] 
         "max_length": work.max_length,
         "generate": recipe.generate.model_dump(mode="json"),
         "precision": work.learner.precision,
+        "quantize": recipe.model.quantize,
     }
     work.learner.model.eval()
     with publishing(run.model) as draft:
