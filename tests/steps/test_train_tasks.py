@@ -13,9 +13,10 @@ from tunesmith.core.events import Event, Finished, Metric, Saved, Started, silen
 from tunesmith.core.home import Home
 from tunesmith.core.publish import verify
 from tunesmith.core.run import RunFolder
+from tunesmith.data.load import load_data
 from tunesmith.models.load import load_trained
 from tunesmith.models.tiny import write_tiny
-from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.recipe import Recipe, make_recipe, override_recipe, read_recipe
 from tunesmith.steps.evaluate import evaluate
 from tunesmith.steps.register import register
 from tunesmith.steps.train import resume, train
@@ -177,3 +178,33 @@ def test_what_cannot_be_trained_together_is_refused_before_anything_is_written(t
     assert _refused(tmp_path, "llama", CHATS, "sft", data=data).code == "bad_name"
     data = {"source": sources, "test": str(tmp_path / "kinds.jsonl")}
     assert _refused(tmp_path, "llama", CHATS, "sft", data=data).code == "several_tasks"
+
+
+def test_sources_that_share_a_head_are_scored_one_by_one_too(tmp_path) -> None:
+    recipe = _recipe(tmp_path, "bert", MOODS, "classification")
+    names = ("kinds", "second")
+    (tmp_path / "second.jsonl").write_text(
+        "".join(json.dumps({"text": f"number {n}", "label": f"k{n % 3}"}) + "\n" for n in range(30))
+    )
+    data = {
+        "source": [{"path": str(tmp_path / f"{name}.jsonl")} for name in names],
+        "mixing": "equal",
+        "split": {"validation": 0.2, "test": 0.2},
+    }
+    events: list[Event] = []
+    run = train(override_recipe(recipe, data=data), emit=events.append, root=tmp_path / "runs")
+    report = run.read_json("report.json")
+    outcomes = report["after"]["outcomes"]
+    for name in names:
+        mine = [one for one in outcomes if name in one["origin"]]
+        accuracy = next(one for one in report["sources"][name] if one["metric"] == "accuracy")
+        assert accuracy["num_rows"] == len(mine) > 0
+        assert accuracy["value"] == pytest.approx(sum(one["answer"] == one["reference"] for one in mine) / len(mine))
+    assert load_trained(run.path).labels == ("k0", "k1", "k2")
+    copies = run.read_json("data.json")["copies"]
+    rows = dict.fromkeys(names, 0)
+    for example in load_data(read_recipe(run.recipe).data, seed=1).train:
+        rows[example.source] += 1
+    assert rows["kinds"] * copies["kinds"] == pytest.approx(rows["second"] * copies["second"])
+    assert isinstance(events[-1], Finished)
+    assert {"kinds: accuracy", "second: accuracy"} <= {row[0] for row in events[-1].table}
