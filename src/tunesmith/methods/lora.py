@@ -147,7 +147,7 @@ class LoRA(PeftMethod):
 
         if self.variant == "dora" and getattr(plain(model), "is_loaded_in_8bit", False):
             raise UserError(
-                "DoRA needs the norms of the base's rows, and PEFT loses the scales of 8-bit weights in computing them.",
+                "DoRA needs the base's norms, and PEFT loses the scales of 8-bit weights in computing them.",
                 code="method_refused",
                 remedy="Set model.quantize=4bit, or method.variant=lora.",
             )

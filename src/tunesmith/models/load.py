@@ -28,7 +28,7 @@ from tunesmith.models.continuing import as_plain, goes_on, is_adapter, root_of
 from tunesmith.models.fresh import random_model, renew_head, seeded
 from tunesmith.models.machine import Precision, Wish, device, preferred_precision
 from tunesmith.models.opened import LOADING_FAULTS, Opened, first_line
-from tunesmith.models.quantize import check_quantize
+from tunesmith.models.quantize import Quantize, check_quantize
 from tunesmith.models.source import ADAPTER_CONFIG, base_record, read_card, resolve
 from tunesmith.models.virtual_tokens import num_virtual_tokens
 from tunesmith.objectives.base import Problem, Task
@@ -233,7 +233,7 @@ def _load_adapter_folder(folder: Path, name: str, card: Mapping[str, Any], preci
         labels = tuple(card.get("labels") or ()) or (labels_of(config) if task in LABELLED else ())
         if task in LABELLED:
             set_labels(config, labels, tokenizer, card.get("problem") or "single_label_classification", task)
-        kind = card.get("quantize") or "none"
+        kind: Quantize = card.get("quantize") or "none"
         check_quantize(kind, None, trains_base_weights=False)
         model, _ = opened.model(config, task, _dtype(precision), may_lack_head=task in LABELLED, quantize=kind)
     model = attach_adapter(model.to(device()), folder, is_trainable=False)

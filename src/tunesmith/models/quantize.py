@@ -35,7 +35,7 @@ def check_quantize(kind: Quantize, method: Method | None, *, trains_base_weights
     if trains_base_weights or (method is not None and not method.is_adapter):
         name = method.name if method is not None else "this method"
         raise UserError(
-            f"{name} trains or saves the base's own weights, and those of a quantised base are rounded to {kind[0]} bits.",
+            f"{name} trains or saves the base's own weights, and a quantised base's have {kind[0]} bits.",
             code="quantized_base",
             remedy="Use an adapter such as `method: lora`, or set model.quantize=none.",
         )
