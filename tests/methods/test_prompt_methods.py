@@ -229,3 +229,15 @@ def test_merging_is_refused_with_the_reason() -> None:
     for method in METHODS:
         with pytest.raises(UserError, match="virtual tokens are inputs of the model"):
             build("methods", method).merge(adapted(method, "llama")[0])
+
+
+def test_a_new_head_takes_smaller_steps_than_the_virtual_tokens() -> None:
+    for method in METHODS:
+        built: Any = build("methods", method)
+        names = [
+            name for name, parameter in built.attach(tiny("bert")[0]).named_parameters() if parameter.requires_grad
+        ]
+        heads = [name for name in names if "prompt_encoder" not in name]
+        assert heads
+        assert {built.learning_rate * built.learning_rate_factor(name) for name in heads} == {pytest.approx(1e-3)}
+        assert {built.learning_rate_factor(name) for name in names if "prompt_encoder" in name} == {1.0}

@@ -4,6 +4,9 @@ Each virtual token is h_i = MLP([LSTM forward; LSTM backward]) over trained inpu
 network ties the tokens to each other, which the authors find easier to train than free embeddings. It is left out of
 the finished adapter, where only what it wrote stands. Like PEFT, and unlike the paper's templates, it puts all of them
 before the text; an encoder's classifier reads the first of them.
+
+Learning rate: 60 steps of 1,024 tokens of viggo on the built-in base end at a validation loss of 3.40 with 1e-3 and 3.30
+with 5e-3. PEFT's own comparison has 1e-4 for 5,000 steps on a model of 3 billion.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 class PTuning(PromptMethod):
     """A network that writes embeddings trains; the result is an adapter in PEFT's format."""
 
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 5e-3
 
     encoder: Literal["lstm", "mlp"] = "lstm"
     """The network: two-layer LSTM in both directions with an MLP (the paper's), or an MLP of three layers."""

@@ -5,7 +5,9 @@ encoder-decoder has them before its source; an encoder's classifier reads the fi
 
 The authors use 100 tokens, and find that beyond 20 little is won (section 3.2); 20 is the default, because small models
 have small contexts. They begin with words of the vocabulary, which did better than random numbers at every size but
-the largest. Their learning rate of 0.3 is for Adafactor without scaling by the weights.
+the largest. Their learning rate of 0.3 is for Adafactor without scaling by the weights. The default is for AdamW and
+short trainings: 60 steps of 1,024 tokens of viggo on the built-in base end at a validation loss of 3.25 with 1e-2, 3.14
+with 3e-2, 3.09 with 1e-1 and 3.13 with 3e-1. PEFT's own comparison has 1e-3 for 5,000 steps on a model of 3 billion.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class PromptTuning(PromptMethod):
     """Embeddings before every text train; the result is an adapter in PEFT's format."""
 
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-2
 
     init: Literal["vocabulary", "text", "random"] = "vocabulary"
     """What the virtual tokens begin as: common words, your text, or random vectors as large as the embeddings."""

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
+HEAD_LEARNING_RATE = 1e-3
+"""Of a classifier's new head, as with feature_extraction; the virtual tokens' own rate would be too large for it."""
+
+
 class PromptMethod(PeftMethod):
     """A method that trains virtual tokens: a new one must write `peft_config`."""
 
@@ -59,6 +63,10 @@ class PromptMethod(PeftMethod):
     def num_positions(self) -> int:
         """Each virtual token takes a position."""
         return self.num_tokens
+
+    def learning_rate_factor(self, parameter: str) -> float:
+        """A new head takes smaller steps than virtual tokens."""
+        return HEAD_LEARNING_RATE / self.learning_rate if ".modules_to_save." in parameter else 1.0
 
     def attach(self, model: Module) -> Module:
         """PEFT's wrapper around the model: only the virtual tokens train (and a classifier's head), in fp32."""
