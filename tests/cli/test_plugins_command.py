@@ -26,6 +26,17 @@ def test_a_kind_is_known_by_its_singular_too(capsys: pytest.CaptureFixture[str])
     assert shown(capsys, "method", "--json") == shown(capsys, "methods", "--json")
 
 
+def test_methods_show_what_they_cost_on_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {one["name"]: one for one in json.loads(shown(capsys, "methods", "--json"))}
+    assert list(listed) == names("methods")
+    lora = listed["lora"]
+    assert lora["share"] == lora["trainable"] / lora["total"]
+    assert (lora["optimizer_bytes"], lora["learning_rate"]) == (8 * lora["trainable"], 2e-4)
+    assert 0 < lora["disk_bytes"] < listed["full"]["disk_bytes"]
+    assert "vocabulary" in listed["feature_extraction"]["refused"]
+    assert all(one["summary"] for one in listed.values())
+
+
 @pytest.mark.parametrize("kind", [folder for folder in KINDS if names(folder)])
 def test_every_plugin_shows_its_documented_settings(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in names(kind):

@@ -15,14 +15,15 @@ ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def row(name: str, value: float, against: tuple[float, float, float] | None, **changes: Any) -> dict[str, Any]:
+def row(name: str, value: float, gap: tuple[float, float, float] | None, **changes: Any) -> dict[str, Any]:
     low, high = value - 0.01, value + 0.01
-    found = None if against is None else dict(zip(("value", "low", "high"), against, strict=True))
+    found = None if gap is None else dict(zip(("value", "low", "high"), gap, strict=True))
     score = {"value": value, "low": low, "high": high, "n": 3080, "seeds": [value] * 3, "seeds_sd": 0.004}
     return {
         "name": name,
         "kind": "fine-tuning",
         "scores": {"accuracy": score},
+        "against": "full",
         "against_reference": found,
         "learning_rate": 1e-3,
         "tries": [{"lr": 3e-4, "validation_loss": 0.5}, {"lr": 1e-3, "validation_loss": 0.4}],
@@ -134,7 +135,12 @@ def test_what_is_kept_names_no_place_on_this_machine(tmp_path: Path) -> None:
 
     whole, _ = made_report()
     for one in whole["rows"]:
-        one |= {"against_reference": None, "model": {"name": "/home/someone/models/tiny"}, "runs": ["/home/someone/x"]}
+        one |= {
+            "against_reference": None,
+            "against": "full",
+            "model": {"name": "/home/someone/models/tiny"},
+            "runs": ["/home/someone/x"],
+        }
         for score in one["scores"].values():
             score["details"] = {"labels": ["a"]}
     whole["recipe"] |= {

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith.cli.session import Session
-from tunesmith.core.errors import unknown_name
+from tunesmith.core.errors import UserError, unknown_name
 from tunesmith.core.plugins import KINDS, Kind, find, names, summary
+from tunesmith.core.quantities import gib, millions
 from tunesmith.reporters.text import Column, fold, is_flat, paint, table
 
 
@@ -23,8 +24,11 @@ def plugins(
     name: Annotated[
         str, typer.Argument(metavar="NAME", show_default=False, help="A plug-in, or its dotted module.")
     ] = "",
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model that methods are costed on, by its configuration.")
+    ] = "tunesmith/base",
 ) -> None:
-    """Show every method, objective, metric … and its settings.
+    """Show every method, objective, metric … and its settings; of methods also what each costs.
 
     Example: tunesmith plugins methods lora
     """
@@ -33,6 +37,9 @@ def plugins(
     if not kind:
         _show_kinds(session)
     elif (found := _kind(kind)) is not None:
+        if found.folder == "methods" and not name:
+            _show_methods(session, found, model)
+            return
         _show_kind(session, found) if not name else _show_class(session, find(found.folder, name), name)
     elif place in sections():
         _show_section(session, place, inner or name)
@@ -78,6 +85,47 @@ def _show_kind(session: Session, kind: Kind) -> None:
     text = _table((Column(kind.noun, 9), Column("", 8)), rows, session.width)
     more = f"\n\nSettings of one: tunesmith plugins {kind.folder} {found[0]['name']}" if found else ""
     session.result(found, text + more)
+
+
+def _show_methods(session: Session, kind: Kind, model: str) -> None:
+    """Every method with its learning rate and what it costs on a model, or why that model cannot have it."""
+    found = [_costed(kind, name, model) for name in names(kind.folder)]
+    titles = ("method", "trained", "optimiser", "on disk", "rate", f"on {model}")
+    columns = tuple(Column(title, 9 - place) for place, title in enumerate(titles))
+    text = _table(columns, [_method_row(one) for one in found], session.width)
+    about = (
+        "Trained: parameters, and their share of the model's. Optimiser: AdamW's two fp32 moments. Rate: the default "
+        "peak learning rate. On disk: the weights that answering needs. Settings of one: tunesmith plugins methods lora"
+    )
+    session.result(found, f"{text}\n\n{fold(about, session.width)}")
+
+
+def _costed(kind: Kind, name: str, model: str) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    from tunesmith.models.cost import method_cost
+    from tunesmith.recipe import ModelSettings
+
+    cls = find(kind.folder, name)
+    one: dict[str, Any] = {"name": name, "summary": summary(kind.folder, name), "model": model}
+    one["learning_rate"] = getattr(cls, "learning_rate", None)
+    try:
+        cost = method_cost(cls(), ModelSettings(name=model))  # type: ignore[arg-type]
+    except UserError as fault:
+        if fault.code in ("method_refused", "needs_weights", "bad_value", "missing_setting", "missing_package"):
+            return {**one, "refused": fault.message}
+        raise
+    except ValidationError:
+        return {**one, "refused": "it has a setting that must be given."}
+    return {**one, **cost.to_dict(), "share": cost.share}
+
+
+def _method_row(one: dict[str, Any]) -> list[str]:
+    name, rate = paint(one["name"], "cyan"), f"{one['learning_rate']:g}"
+    if "refused" in one:
+        return [name, "–", "–", "–", rate, f"{one['summary']} Not on this model: {one['refused']}"]
+    trained = f"{millions(one['trainable'])} ({100 * one['share']:.3g} %)"
+    return [name, trained, gib(one["optimizer_bytes"]), gib(one["disk_bytes"]), rate, one["summary"]]
 
 
 def _show_section(session: Session, place: str, inner: str) -> None:

@@ -82,11 +82,17 @@ def quality_table(report: Report) -> str:
         f"{report['metric_title']}, mean of seeds",
         "95 % interval",
         "spread over seeds (sd)",
-        f"against {report['reference']}",
+        f"against {_reference(report)}",
         *(report["metrics"][key]["title"] for key in others),
         "learning rate (tried)",
     ]
     return table(titles, [_quality_row(report, row, others) for row in report["rows"]])
+
+
+def _reference(report: Report) -> str:
+    """The row that all are set against, or what several are called."""
+    names = {row["against"] for row in report["rows"] if row["against_reference"]}
+    return report["reference"] if names <= {report["reference"]} else "its counterpart"
 
 
 def _quality_row(report: Report, row: Report, others: Sequence[str]) -> list[str]:

@@ -44,7 +44,7 @@ class Training:
     trainable_parameters: int
     total_parameters: int
     disk_bytes: int
-    """The saved weights without tokenizer and card."""
+    """The weights that answering needs, without tokenizer and card."""
     steps: int = 0
     epochs: float = 0.0
     best_validation_loss: float | None = None
@@ -101,7 +101,7 @@ class Unit:
         decided = {
             "recipe": whole,
             "model": work.model(row).model_dump(mode="json"),
-            "row": row.model_dump(mode="json", exclude={"title", "lr", "model"}),
+            "row": row.model_dump(mode="json", exclude={"title", "lr", "model", "against"}),
             "unit": asdict(self) | {"row": ""},
             "tries": recipe.compare.tries if self.is_try else {},
             "split": recipe.seed,

@@ -100,7 +100,7 @@ def _report(
         "held_out": work.held_out,
         "verdict": verdict.to_dict(),
         "reference": reference.name,
-        "rows": [_row_report(work, result, rival, reference) for result in results],
+        "rows": [_row_report(work, result, rival, _set_against(result, candidates, reference)) for result in results],
         "wrong_in_every_row": wrong,
         "metrics": {
             one.key(): {"title": one.heading(), "higher_is_better": one.higher_is_better} for one in work.metrics
@@ -118,6 +118,10 @@ def _reference(results: Sequence[Result], candidates: Sequence[Candidate]) -> Ca
     return candidates[next(full, 0)]
 
 
+def _set_against(result: Result, candidates: Sequence[Candidate], reference: Candidate) -> Candidate:
+    return next((one for one in candidates if one.name == result.row.against), reference)
+
+
 def _row_report(work: Work, result: Result, rival: Candidate | None, reference: Candidate) -> dict[str, Any]:
     scores = {score.metric: _score_report(score) for score in result.scores}
     trainings = result.trainings
@@ -126,6 +130,7 @@ def _row_report(work: Work, result: Result, rival: Candidate | None, reference: 
         "kind": result.kind,
         **scores,
         "scores": {score.metric: {**scores[score.metric], "details": dict(score.details)} for score in result.scores},
+        "against": reference.name,
         "against_reference": _against(work, result, reference),
         "seeds": [cell.seed for cell in result.cells],
         "learning_rate": result.lr,

@@ -178,11 +178,13 @@ def _finished(run: RunFolder) -> Trained:
 
 
 def _training(work: Work, trained: Trained) -> Training:
+    from tunesmith.models.virtual_tokens import PROMPT_ENCODER
+
     run = trained.run
     report = run.read_json("report.json")
     training, parameters = report["training"], report["parameters"]
     path = run.path.relative_to(work.out) if run.path.is_relative_to(work.out) else run.path
-    weights = (file for file in run.model.rglob("*") if file.suffix == ".safetensors")
+    weights = [file for file in run.model.rglob("*.safetensors") if file.name != PROMPT_ENCODER]
     return Training(
         run=str(path),
         seconds=training["seconds"],

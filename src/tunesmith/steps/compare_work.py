@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.core.errors import UserError
+from tunesmith.core.errors import UserError, unknown_name
 from tunesmith.core.events import Emit
 from tunesmith.core.plugins import build
 from tunesmith.core.records import ChatExample, Example, LabelExample, Passage
@@ -88,6 +88,9 @@ class Work:
         documents = read_passages(recipe.data.documents) if recipe.data.documents else ()
         held_out = "test" if data.test else "validation"
         names = _names(rows)
+        for row in rows:
+            if row.against and row.against not in dict(names):
+                raise unknown_name("row", row.against, dict(names))
         return Work(
             recipe, data, out, emit, names, tuple(examples), held_out, tuple(metrics), headline, documents, objective
         )

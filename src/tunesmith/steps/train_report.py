@@ -12,6 +12,7 @@ from tunesmith.core.quantities import count, gib, interval, millions
 from tunesmith.core.records import Outcome, Score
 from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import num_parameters
+from tunesmith.models.cost import cost_of
 from tunesmith.models.machine import peak_memory_bytes, preferred_precision
 from tunesmith.steps.evaluate import Evaluation, before_after
 from tunesmith.steps.train_work import STEP, Work
@@ -24,13 +25,12 @@ def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evalua
     recipe = work.recipe
     assert recipe.evaluate != "auto", recipe.evaluate
     differences = before_after(recipe.evaluate, work.before, after, seed=recipe.seed)
-    trainable, total = num_parameters(work.learner.model)
     report = {
         "format": 1,
         "run": run.name,
         "recipe_fingerprint": recipe.fingerprint(),
         "held_out": {"name": work.held_out_name, "num_rows": len(work.held_out)},
-        "parameters": {"trainable": trainable, "total": total},
+        "parameters": cost_of(work.learner.model, recipe.method).to_dict(),
         "training": training_values(work, state),
         "before": work.before.to_dict(),
         "after": after.to_dict(),
@@ -98,7 +98,7 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenP
             ("run", f"{run.path}{resumed}"),
             ("model", f"{recipe.model.name} · {millions(total)} parameters · {learner.precision}{speed}"),
             ("data", f"{Path(source).name} · {num_rows}{test} rows{learnt}"),
-            ("method", f"{recipe.method.summary()} · {count(trainable)} trainable ({trainable / total:.1%})"),
+            ("method", f"{recipe.method.summary()} · {cost_of(learner.model, recipe.method).line()}"),
             ("plan", f"{steps} · {layout}"),
             *((("cache", cache),) if (cache := frozen.line()) else ()),
         ),
