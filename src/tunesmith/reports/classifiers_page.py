@@ -3,7 +3,8 @@
     python -m tunesmith.reports.methods_page keep COMPARISON KEPT
     python -m tunesmith.reports.classifiers_page KEPT docs/encoders-or-decoders.md
 
-KEPT is benchmarks/results/encoders_or_decoders.json. Rows whose title begins with `encoder` are set against those that begin with `decoder` and go on alike.
+KEPT is benchmarks/results/encoders_or_decoders.json. Rows whose title begins with `encoder` are set against those
+that begin with `decoder` and go on alike.
 """
 
 from __future__ import annotations
