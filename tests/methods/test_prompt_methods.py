@@ -239,5 +239,6 @@ def test_a_new_head_takes_smaller_steps_than_the_virtual_tokens() -> None:
         ]
         heads = [name for name in names if "prompt_encoder" not in name]
         assert heads
-        assert {built.learning_rate * built.learning_rate_factor(name) for name in heads} == {pytest.approx(1e-3)}
+        for name in heads:
+            assert built.learning_rate * built.learning_rate_factor(name) == pytest.approx(1e-3)
         assert {built.learning_rate_factor(name) for name in names if "prompt_encoder" in name} == {1.0}

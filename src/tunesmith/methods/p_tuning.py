@@ -5,8 +5,8 @@ network ties the tokens to each other, which the authors find easier to train th
 the finished adapter, where only what it wrote stands. Like PEFT, and unlike the paper's templates, it puts all of them
 before the text; an encoder's classifier reads the first of them.
 
-Learning rate: 60 steps of 1,024 tokens of viggo on the built-in base end at a validation loss of 3.40 with 1e-3 and 3.30
-with 5e-3. PEFT's own comparison has 1e-4 for 5,000 steps on a model of 3 billion.
+Learning rate: 60 steps of 1,024 tokens of viggo on the built-in base end at a validation loss of 3.40 with 1e-3 and
+3.30 with 5e-3. PEFT's own comparison has 1e-4 for 5,000 steps on a model of 3 billion.
 """
 
 from __future__ import annotations

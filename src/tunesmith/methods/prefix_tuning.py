@@ -5,9 +5,9 @@ if they were tokens before the text. With `reparametrize`, P_theta[i] = MLP(P'[i
 the authors found stabler; afterwards only what it wrote is kept. Without it, the prefix can begin as what the model
 really computes for words (section 7.4: better and less varying than random numbers).
 
-The learning rate is the better of those tried without re-parametrisation: 60 steps of 1,024 tokens of viggo on the
-built-in base end at a validation loss of 3.95 with 1e-3, 3.54 with 1e-2 (3.74 from random numbers) and 3.25 with 3e-2. The authors' 5e-5 is for
-their MLP and many epochs.
+The learning rate is the best of three tried without re-parametrisation: 60 steps of 1,024 tokens of viggo on the
+built-in base end at a validation loss of 3.95 with 1e-3, 3.54 with 1e-2 (3.74 from random numbers) and 3.25 with 3e-2.
+The authors' 5e-5 is for their MLP and many epochs.
 
 An encoder-decoder has the prefix before its target only, as PEFT puts it; the paper has a second one before the source.
 """
