@@ -220,6 +220,14 @@ def test_rows_to_be_judged_by_must_be_there_and_fit_the_metric(place: Path, tmp_
     assert not list(tmp_path.iterdir()), "nothing is left of a search that cannot begin"
 
 
+def test_tasks_with_heads_of_their_own_have_no_one_score(place: Path, tmp_path: Path) -> None:
+    sources = [{"path": str(place / "rows.jsonl"), "name": name, "objective": "sft"} for name in ("a", "b")]
+    data = {"source": sources, "split": {"validation": 0.2}}
+    with pytest.raises(UserError, match="task"):
+        run(plan(place, {"train.lr": LR}, data=data), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_leaves_a_search_that_goes_on_as_if_nothing_had_been(place: Path, tmp_path: Path) -> None:
     made = plan(place, {"train.lr": LR, "method.rank": [2, 4]})
     straight = run(made, tmp_path / "straight")

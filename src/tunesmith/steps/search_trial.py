@@ -113,9 +113,15 @@ def run_trial(task: Task, report: Report, emit: Emit = silent) -> Result:
 
 
 def rows_of(recipe: Recipe) -> tuple[Any, str]:
-    """The data of a recipe without their test rows, and the sum of the validation rows."""
-    from tunesmith.data.load import load_data
+    """The data of a recipe without their test rows, and the sum of the validation rows.
 
+    Raises:
+        UserError: The data cannot be read, or are several tasks whose losses have no common measure.
+    """
+    from tunesmith.data.load import load_data
+    from tunesmith.data.mix import refuse_tasks
+
+    refuse_tasks(recipe.data)
     data = replace(load_data(recipe.data, seed=recipe.seed), test=())
     return data, contents_sha256(data.validation)
 
