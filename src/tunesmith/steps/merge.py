@@ -124,7 +124,12 @@ def merge(
     emit(Saved(STEP, str(out), "model", num_bytes))
     seconds = time.perf_counter() - started
     text = f"{out} in {duration(seconds)} · {result.sentence}"
-    emit(Finished(STEP, text, seconds, next=(f"tunesmith evaluate {out}",) if unmerged.task != "mask" else ()))
+    measured = {"difference": f"{difference:.1e}", "largest_logit": round(scale, 2), "questions": len(questions)}
+    emit(
+        Finished(
+            STEP, text, seconds, values=measured, next=(f"tunesmith evaluate {out}",) if unmerged.task != "mask" else ()
+        )
+    )
     return result
 
 
