@@ -156,11 +156,13 @@ def compare(
     model: str = "",
     out: str | Path = "",
     home: Place = None,
+    jobs: int = 1,
     **settings: Any,
 ) -> Report:
     """The same held-out rows answered in several ways: "zero-shot", "few-shot", "retrieval", a method, a run.
 
-    `model` is the base of the prompting rows, the first run's where left out; other settings are a recipe's.
+    `model` is the base of the prompting rows, the first run's where left out; `jobs` worker processes share the cores.
+    Other settings are a recipe's.
     """
     from tunesmith.steps.compare import compare as run_step
 
@@ -172,7 +174,7 @@ def compare(
     recipe = make_recipe(values)
     folder = Path(out) if out else _home(home).path / "comparisons" / recipe.name
     with _reporter() as emit:
-        return Report.of_comparison(run_step(recipe, emit=emit, out=folder))
+        return Report.of_comparison(run_step(recipe, emit=emit, out=folder, jobs=jobs))
 
 
 def register(run: Run, name: str = "", *, home: Place = None) -> Version:
