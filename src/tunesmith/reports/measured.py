@@ -91,7 +91,7 @@ def quality_table(report: Report) -> str:
 
 def _reference(report: Report) -> str:
     """The row that all are set against, or what several are called."""
-    names = {row["against"] for row in report["rows"] if row["against_reference"]}
+    names = {row.get("against", report["reference"]) for row in report["rows"] if row["against_reference"]}
     return report["reference"] if names <= {report["reference"]} else "its counterpart"
 
 

@@ -10,6 +10,7 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -27,6 +28,8 @@ from tunesmith.steps.compare_work import STEP, Work
 
 OnRow = Callable[[Result], None]
 THREADS = "OMP_NUM_THREADS"
+STOP = ".stopped"
+"""A file that tells workers to begin no other unit: one waits in each worker's queue and cannot be cancelled."""
 
 
 def finish_rows(work: Work, on_row: OnRow, jobs: int = 1) -> list[Result]:
@@ -66,7 +69,12 @@ def _with_workers(work: Work, on_row: OnRow, jobs: int) -> tuple[dict[str, Resul
     faults: dict[str, UserError] = {}
     telling = threading.Lock()
     values, out = json.dumps(work.recipe.model_dump(mode="json")), str(work.out.absolute())
-    with _threads_shared(jobs), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as workers:
+    stop = work.out / STOP
+    stop.unlink(missing_ok=True)
+    with (
+        _threads_shared(jobs),
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _wait_in_silence) as workers,
+    ):
 
         def call(units: Sequence[Unit]) -> list[Cell | Try]:
             futures = [workers.submit(_in_worker, values, out, unit) for unit in units]
@@ -87,15 +95,17 @@ def _with_workers(work: Work, on_row: OnRow, jobs: int) -> tuple[dict[str, Resul
             rows = [followers.submit(follow, name) for name, _ in work.rows]
             try:
                 _wait(rows)
-            except (KeyboardInterrupt, Interrupted, BrokenProcessPool) as stop:
+            except (KeyboardInterrupt, Interrupted, BrokenProcessPool) as reason:
+                stop.parent.mkdir(parents=True, exist_ok=True)
+                stop.touch()
                 workers.shutdown(wait=False, cancel_futures=True)
-                if isinstance(stop, BrokenProcessPool):
+                if isinstance(reason, BrokenProcessPool):
                     raise UserError(
                         "a worker process was killed, most likely because memory ran out.",
                         code="worker_killed",
                         remedy="Repeat the command with fewer --jobs; what is done is kept.",
-                    ) from stop
-                raise Interrupted("stopped; finished rows are kept", resume=_again(work)) from None
+                    ) from reason
+                raise Interrupted("stopped; what is done is kept, and the same command goes on from there") from None
     return found, faults
 
 
@@ -125,12 +135,22 @@ class _threads_shared:  # noqa: N801 - read as a word: `with _threads_shared(job
 
 def _in_worker(values: str, out: str, unit: Unit) -> tuple[Cell | Try | None, dict[str, Any]]:
     """The unit's result, or what is wrong as plain values (an exception with keywords does not travel)."""
+    if (Path(out) / STOP).exists():
+        return None, {"kind": "interrupted"}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return do(_work(values, out), unit), {}
     except UserError as fault:
         return None, {"kind": "user", **fault.to_dict()}
     except (Interrupted, KeyboardInterrupt):
         return None, {"kind": "interrupted"}
+    finally:
+        _wait_in_silence()
+
+
+def _wait_in_silence() -> None:
+    """Ctrl-C reaches every process of the terminal; a worker without work has nothing to save and nothing to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @functools.cache
@@ -163,7 +183,3 @@ def _failed(work: Work, faults: dict[str, UserError]) -> UserError:
         where=first.where,
         remedy=f"{first.remedy} Mend or leave out what failed and repeat the command: the other rows are kept.".strip(),
     )
-
-
-def _again(work: Work) -> str:
-    return f"tunesmith compare {work.recipe.name}.yaml --out {work.out}"
