@@ -79,7 +79,7 @@ def test_reprs_are_one_true_line(data: ts.Data) -> None:
     ("settings", "said"),
     [
         ({"epoch": 3}, '"epoch" is not a setting of train; did you mean "epochs"? [unknown_setting]'),
-        ({"rnak": 3}, '"rnak" is not a setting of method; did you mean "rank"? [unknown_setting]'),
+        ({"rnak": 3}, '"rnak" is not a setting of method; did you mean "rank" or "ranks"? [unknown_setting]'),
         ({"max_lenght": 3}, '"max_lenght" is not a setting of data; did you mean "max_length"? [unknown_setting]'),
         ({"method": "lroa"}, 'there is no method "lroa"; did you mean "lora"? All: tunesmith plugins methods'),
         ({"epochs": -1}, "`train.epochs` cannot be -1: Input should be greater than 0. [bad_value]"),

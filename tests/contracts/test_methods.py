@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_training import make_learner, make_loop, make_rows
 
+from made_training import make_learner, make_loop, make_rows
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import build, names, summary
 from tunesmith.methods.base import Method

@@ -1,4 +1,4 @@
-"""Any other type of PEFT by its name and its own settings: LOHA, LOKR, OFT, BOFT, VERA, HRA, FOURIERFT, LN_TUNING, …
+"""Any other type of PEFT by its name and its own settings (LOHA, LOKR, OFT, BOFT, VERA, HRA, FOURIERFT, LN_TUNING).
 
 The type's paper and settings stand in PEFT's documentation; a wrong type or setting is refused with the nearest right
 one, before weights load. Which matrices are adapted is found by structure where the settings do not say it: all of

@@ -114,9 +114,9 @@ def _trained(work: Work, unit: Unit) -> Trained:
             stopped = run if run.state in ("running", "stopped") else stopped
     with MemoryMeter() as meter:
         run = resume(stopped, emit=work.emit) if stopped else train(recipe, emit=work.emit, root=root)
-    clocks = (
-        {} if stopped else {"whole_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
-    )
+    clocks: dict[str, Any] = {}
+    if not stopped:
+        clocks = {"whole_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
     run.write(MEASURED, {"train_peak_bytes": meter.peak_bytes, **clocks})
     if work.is_table:
         shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -78,7 +78,7 @@ class Work:
                 code="no_rows",
                 remedy="Set data.test to a file, or data.split.test to a share.",
             )
-        examples = spread(examples, recipe.compare.limit) if recipe.compare.limit else examples
+        examples = tuple(spread(examples, recipe.compare.limit)) if recipe.compare.limit else examples
         objective = objective_for(type(data.train[0])) if recipe.objective == "auto" else recipe.objective.name
         metrics = default_metrics(objective, examples) if recipe.evaluate == "auto" else recipe.evaluate
         rows = recipe.compare.rows or _default_rows(recipe, objective)

@@ -124,12 +124,10 @@ def merge(
     emit(Saved(STEP, str(out), "model", num_bytes))
     seconds = time.perf_counter() - started
     text = f"{out} in {duration(seconds)} · {result.sentence}"
-    measured = {"difference": f"{difference:.1e}", "largest_logit": round(scale, 2), "questions": len(questions)}
-    emit(
-        Finished(
-            STEP, text, seconds, values=measured, next=(f"tunesmith evaluate {out}",) if unmerged.task != "mask" else ()
-        )
-    )
+    measured: dict[str, Any] = {"difference": f"{difference:.1e}", "largest_logit": round(scale, 2)}
+    measured["questions"] = len(questions)
+    then = (f"tunesmith evaluate {out}",) if unmerged.task != "mask" else ()
+    emit(Finished(STEP, text, seconds, values=measured, next=then))
     return result
 
 

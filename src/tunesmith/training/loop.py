@@ -80,9 +80,7 @@ class Loop:
         )
         trainable = mixture.trainable(learner)
         self.tensors = {name: parameter for name, (parameter, _) in trainable.items()}
-        self.optimizer = make_optimizer(
-            self.tensors, settings, lambda name: trainable[name][1], learner.method.decays
-        )
+        self.optimizer = make_optimizer(self.tensors, settings, lambda name: trainable[name][1], learner.method.decays)
         self.tallies: dict[str, Tally] = {}
         self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
         self.spikes = SpikeWatch()
