@@ -136,6 +136,20 @@ def test_a_padded_batch_is_classified_as_each_text_alone(method: str, architectu
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama", "gpt2"])
+@torch.no_grad()
+def test_words_of_a_padded_batch_are_tagged_as_in_each_text_alone(architecture: str) -> None:
+    model, _ = adapted("prompt_tuning", architecture, "tag")
+    given = rows()
+    mask = padded([(1,) * len(row) for row in given], 0)
+    together = model(input_ids=padded(given, 0), attention_mask=mask).logits
+    longest = max(len(row) for row in given)
+    for row, logits in zip(given, together[:, -longest:], strict=True):
+        ids = torch.tensor([row])
+        alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(row) :]
+        assert torch.allclose(logits[: len(row)], alone, atol=1e-4), architecture
+
+
 def test_common_tokens_are_words() -> None:
     from tunesmith.models.load import load_tokenizer
     from tunesmith.recipe import ModelSettings

@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.publish import refuse_pickles
-from tunesmith.models.anatomy import head_modules, is_classifier, is_encoder_decoder, plain
+from tunesmith.models.anatomy import head_modules, is_classifier, is_encoder_decoder, is_tagger, plain
 from tunesmith.models.quiet import quiet
 from tunesmith.models.virtual_tokens import (
     check_fits,
@@ -93,7 +93,7 @@ def without_adapter(model: Any) -> Iterator[None]:
 def task_type(model: Module) -> str | None:
     """PEFT's word for what the model does; None where it has none (masked language models)."""
     if is_classifier(model):
-        return "TOKEN_CLS" if type(plain(model)).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
+        return "TOKEN_CLS" if is_tagger(model) else "SEQ_CLS"
     if not plain(model).can_generate():
         return None
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"

@@ -94,6 +94,11 @@ def is_classifier(model: Module) -> bool:
     return plain(model).get_output_embeddings() is None and bool(head_modules(model))
 
 
+def is_tagger(model: Module) -> bool:
+    """Whether each token gets a class of its own."""
+    return type(plain(model)).__name__.endswith("ForTokenClassification")
+
+
 def is_encoder_decoder(model: Module) -> bool:
     """Whether a decoder attends to an encoder."""
     return bool(getattr(plain(model).config, "is_encoder_decoder", False))

@@ -35,13 +35,13 @@ class PromptMethod(PeftMethod):
         """Virtual tokens stand before whole texts.
 
         Raises:
-            UserError: The objective scores tokens of an encoder, or the like.
+            UserError: The objective fills in masked words.
         """
-        if task not in ("causal", "seq2seq", "classify"):
+        if task == "mask":
             raise UserError(
-                f"{self.name} puts tokens of its own before a text, and PEFT has no such type for this objective.",
+                f"{self.name} puts tokens of its own before a text, and PEFT has no such type for masked words.",
                 code="method_refused",
-                remedy="Use `method: lora`, or an objective that writes text or chooses a class.",
+                remedy="Use `method: full` or `method: lora`, or an objective that writes text or chooses a class.",
             )
 
     def check_model(self, config: Any) -> None:

@@ -20,7 +20,7 @@ from torch.nn import Embedding, Module
 from transformers import DynamicCache
 
 from tunesmith.core.errors import UserError
-from tunesmith.models.anatomy import backbone, blocks, embeddings, is_classifier, is_encoder_decoder
+from tunesmith.models.anatomy import backbone, blocks, embeddings, is_classifier, is_encoder_decoder, is_tagger
 from tunesmith.models.configuration import family
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
@@ -65,7 +65,7 @@ def read_last_token(model: Any) -> None:
     From embeddings, transformers cannot tell padding and reads the last position. So padding on the right is moved to
     the left there, and positions are counted from each row's first virtual token. Rows without padding stay the same.
     """
-    if is_classifier(model) and family(model.config) == "decoder":
+    if is_classifier(model) and not is_tagger(model) and family(model.config) == "decoder":
         model.get_base_model().register_forward_pre_hook(_move_padding_left, with_kwargs=True)
 
 
