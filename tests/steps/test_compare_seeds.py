@@ -251,3 +251,36 @@ def test_rows_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         compare(make_recipe({**values, "compare": {"rows": [row]}}), emit=silent, out=tmp_path / "out")
+
+
+def test_workers_end_with_a_comparison_that_is_killed_outright(tmp_path: Path) -> None:
+    """A worker that lived on would hold the lock of its run, and the next comparison could not go on with it."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    import psutil
+
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from tunesmith.steps.compare_crew import _begin\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _begin) as workers:\n"
+        "        print(workers.submit(os.getpid).result(), flush=True)\n"
+        "        time.sleep(60)\n",
+        encoding="utf-8",
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    assert psutil.pid_exists(worker)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    until = time.monotonic() + 20
+    while psutil.pid_exists(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(worker)

@@ -142,6 +142,8 @@ def cached(model: Any, token_ids: list[int]) -> list[tuple[Tensor, Tensor]]:
             else:
                 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 backbone(model)(**inputs, past_key_values=cache, use_cache=True)
+    except ValueError:  # T5's encoder says that only a decoder has a cache
+        cache = DynamicCache()
     finally:
         model.train(was_training)
     found = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]

@@ -73,7 +73,7 @@ def _with_workers(work: Work, on_row: OnRow, jobs: int) -> tuple[dict[str, Resul
     stop.unlink(missing_ok=True)
     with (
         _threads_shared(jobs),
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _wait_in_silence) as workers,
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin) as workers,
     ):
 
         def call(units: Sequence[Unit]) -> list[Cell | Try]:
@@ -146,6 +146,19 @@ def _in_worker(values: str, out: str, unit: Unit) -> tuple[Cell | Try | None, di
         return None, {"kind": "interrupted"}
     finally:
         _wait_in_silence()
+
+
+def _begin() -> None:
+    """What a worker does first: see to it that it ends with the comparison, even where that was killed outright."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _wait_in_silence()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker was started by a comparison"
+    parent.join()
+    os._exit(1)  # nothing is lost: checkpoints and cells are written whole or not at all
 
 
 def _wait_in_silence() -> None:
