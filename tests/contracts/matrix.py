@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 
 from made_training import make_learner, make_rows
 from tunesmith.core.errors import UserError
-from tunesmith.core.plugins import build, names
+from tunesmith.core.plugins import build, find, names
 from tunesmith.methods.base import Method
 from tunesmith.models.configuration import check_task
 from tunesmith.models.tiny import ARCHITECTURES, DECODERS, ENCODER_DECODERS, ENCODERS, tiny
@@ -33,12 +34,22 @@ LEARNT = 0.99
 """Training ends early below this share of the first loss."""
 LEAST = 1e-4
 """What the loss must fall by at least, in nats: on random weights some methods can do little."""
+KINDS_OF_A_METHOD = {"variant", "style"}
+"""Settings whose values are methods of their own, each with its paper."""
 FAMILIES = {"encoder": ENCODERS, "decoder": DECODERS, "encoder-decoder": ENCODER_DECODERS}
 
 
-def methods() -> list[str]:
-    """The methods with default settings; `peft` stands for any type and names one."""
-    return names("methods")
+def methods() -> dict[str, dict[str, Any]]:
+    """Every method with its default settings, and once for each further kind it has (`lora, dora`)."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names("methods"):
+        fields = find("methods", name).model_fields
+        found[name] = {"name": name}
+        for setting in KINDS_OF_A_METHOD & fields.keys():
+            for kind in get_args(fields[setting].annotation):
+                if kind != fields[setting].default:
+                    found[f"{name}, {kind}"] = {"name": name, setting: kind}
+    return found
 
 
 def columns() -> list[tuple[str, str]]:
@@ -56,7 +67,7 @@ def outcome(cell: Cell) -> str:
     Raises:
         AssertionError: It neither learns nor refuses.
     """
-    method: Method = build("methods", _spec(cell[0]))
+    method: Method = build("methods", methods()[cell[0]])
     objective: Objective = build("objectives", cell[1])
     try:
         learner = make_learner(method, cell[2], objective)
@@ -93,6 +104,13 @@ def page(results: dict[Cell, str]) -> str:
         "training, with its reason below. "
         f"{trained:,} of {len(results):,} combinations train. What an architecture cannot do at all "
         "(masked words with Llama) has no column.",
+        "",
+        "## At a glance",
+        "",
+        "● on every architecture of the family that was tried, ◐ on some, – on none; E encoder, D decoder, "
+        "ED encoder-decoder.",
+        "",
+        *_glance(results),
     ]
     for objective in names("objectives"):
         architectures = [name for name in ARCHITECTURES if any(key[1:] == (objective, name) for key in results)]
@@ -111,6 +129,25 @@ def page(results: dict[Cell, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _glance(results: dict[Cell, str]) -> list[str]:
+    """Method × objective × family."""
+    heads = [
+        (objective, short, members)
+        for objective in names("objectives")
+        for short, members in zip(("E", "D", "ED"), FAMILIES.values(), strict=True)
+        if any(key[1] == objective and key[2] in members for key in results)
+    ]
+    lines = ["| method | " + " | ".join(f"{objective} {short}" for objective, short, _ in heads) + " |"]
+    lines.append("| --- |" + " :-: |" * len(heads))
+    for method in methods():
+        marks = []
+        for objective, _, members in heads:
+            cells = [not results[key] for key in results if key[:2] == (method, objective) and key[2] in members]
+            marks.append("●" if all(cells) else "◐" if any(cells) else "–")
+        lines.append(f"| {method} | " + " | ".join(marks) + " |")
+    return lines
+
+
 def write(cells: Iterable[Cell]) -> None:
     """Try the cells, keep their results, and draw the page."""
     results: dict[str, dict[str, dict[str, str]]] = {}
@@ -124,10 +161,6 @@ def write(cells: Iterable[Cell]) -> None:
 def all_cells() -> list[Cell]:
     """Every combination that is tried."""
     return [(method, *column) for method in methods() for column in columns()]
-
-
-def _spec(method: str) -> str | dict[str, str]:
-    return {"name": "peft", "type": "VERA"} if method == "peft" else method
 
 
 def _can_do(architecture: str, objective: Objective) -> bool:
