@@ -129,7 +129,7 @@ class DataSettings(Settings):
     limit: NonNegativeInt = 0
     """Use only the first so many training rows after shuffling; 0 uses all."""
     shots: NonNegativeInt = 0
-    """Train on so many rows of each class, drawn by the seed (so many rows in all without classes); 0 uses all."""
+    """Train on so many rows of each class, drawn by the seed (so many in all where rows have no class); 0 uses all."""
 
 
 class TrainSettings(Settings):

@@ -292,7 +292,8 @@ def test_packed_rows_have_the_losses_of_single_rows_or_are_refused(method: Metho
     except UserError as fault:
         assert fault.code == "method_refused"
         pytest.skip(f"{method.name} refuses causal")
-    if not learner.layout.is_packed:
+    assert learner.layout.is_packed == (not learner.padded_because)
+    if learner.padded_because:
         with pytest.raises(UserError) as caught:
             make_learner(method, "llama", objective, packing="on")
         assert caught.value.code == "cannot_pack"

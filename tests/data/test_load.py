@@ -207,7 +207,7 @@ def test_sources_are_mixed_by_weight_and_nothing_is_lost() -> None:
     sources = (SourceSettings(path=a, weight=2.5), SourceSettings(path=b, weight=1))
     data = load(source=sources, split=SplitSettings(validation=0))
     assert data.copies == {"a": 2.5, "b": 1.0}
-    assert Counter(example.source for example in data.train) == {"a": 100, "b": 100}
+    assert Counter(example.source_name for example in data.train) == {"a": 100, "b": 100}
     assert Counter(example.origin.file for example in repeated(data)) == {"a.jsonl": 250, "b.jsonl": 100}
     assert len(asked(repeated(data))) == 200
     assert data == load(source=sources, split=SplitSettings(validation=0))

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.records import LabelExample
+from tunesmith.core.records import LabelExample, MultiLabelExample, Origin, PairExample, TagExample
+from tunesmith.data.findings import Findings
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.mix import copies_per_epoch
+from tunesmith.data.shots import draw_shots
 from tunesmith.recipe import DataSettings, SourceSettings, Temperature
 
 
@@ -62,10 +64,10 @@ def test_each_source_may_hold_out_rows_its_own_way(tmp_path) -> None:
     a, b = _write(tmp_path / "a.jsonl", _classes("a", 60)), _write(tmp_path / "b.jsonl", _classes("b", 60))
     held = _write(tmp_path / "a_valid.jsonl", _classes("a", 90)[60:])
     data = _load(source=(SourceSettings(path=a, validation=held), SourceSettings(path=b)))
-    assert Counter(Path(e.origin.file).name for e in data.validation if e.source == "a") == {"a_valid.jsonl": 30}
-    assert {Path(e.origin.file).name for e in data.validation if e.source == "b"} == {"b.jsonl"}
-    assert sum(e.source == "a" for e in data.train) == 60
-    assert 0 < sum(e.source == "b" for e in data.validation) < 60
+    assert Counter(Path(e.origin.file).name for e in data.validation if e.source_name == "a") == {"a_valid.jsonl": 30}
+    assert {Path(e.origin.file).name for e in data.validation if e.source_name == "b"} == {"b.jsonl"}
+    assert sum(e.source_name == "a" for e in data.train) == 60
+    assert 0 < sum(e.source_name == "b" for e in data.validation) < 60
 
 
 def test_two_sources_of_one_name_are_refused(tmp_path) -> None:
@@ -88,6 +90,33 @@ def test_shots_are_drawn_per_class_by_the_seed_and_the_held_out_rows_stay(tmp_pa
     assert (one.validation, one.test) == (other.validation, other.test)
     more = load_data(settings.model_copy(update={"shots": 5}), seed=1)
     assert set(map(str, (e.origin for e in one.train))) < set(map(str, (e.origin for e in more.train)))
+
+
+def test_a_pairs_own_source_is_a_text_and_not_the_name_of_its_file(tmp_path) -> None:
+    paths = {
+        name: _write(tmp_path / f"{name}.jsonl", [{"source": f"{name} {n}", "target": str(n)} for n in range(20)])
+        for name in "ab"
+    }
+    data = _load(source=tuple(SourceSettings(path=path) for path in paths.values()), split={"validation": 0.2})
+    rows = [e for e in (*data.train, *data.validation) if isinstance(e, PairExample)]
+    assert len(rows) == 40 and all(e.source.startswith(f"{e.source_name} ") for e in rows)
+    assert len(_load(source=paths["a"], shots=7, split={"validation": 0}).train) == 7
+
+
+def test_shots_of_rows_with_several_classes_are_drawn_for_each_of_them() -> None:
+    """a stands in every row, b in every third, c in every fifth, none in two more."""
+    sets = [("a", *(["b"] if n % 3 == 0 else []), *(["c"] if n % 5 == 0 else [])) for n in range(30)] + [(), ()]
+    rows = [
+        MultiLabelExample(origin=Origin("rows", n), text=f"row {n}", labels=labels) for n, labels in enumerate(sets)
+    ]
+    found = Findings()
+    few, more = draw_shots(rows, 2, 1, found), draw_shots(rows, 3, 1, Findings())
+    counts = Counter(label for row in few for label in (row.labels or ("none",)))
+    assert counts["a"] >= 2 and counts["b"] >= 2 and counts["c"] >= 2 and counts["none"] == 2
+    assert len(few) <= 8 and {row.text for row in few} < {row.text for row in more}
+    assert not found.all()
+    tagged = [TagExample(origin=Origin("rows", n), words=("x", str(n)), tags=("B-PER", "O")) for n in range(9)]
+    assert len(draw_shots(tagged, 4, 1, Findings())) == 4
 
 
 def test_a_class_with_fewer_rows_than_shots_is_told(tmp_path) -> None:

@@ -5,11 +5,11 @@ from tunesmith.kernels import block_attention as module
 from tunesmith.kernels.block_attention import block_attention
 from tunesmith.kernels.packed_attention import (
     _flash_attention,
-    is_equal_packed,
     packed_attention,
     packed_inputs,
     packing,
     reference_packed_attention,
+    why_not_packed,
 )
 from tunesmith.models.tiny import tiny
 
@@ -109,7 +109,7 @@ def test_softcapping_is_refused():
 def test_packed_rows_give_what_they_give_alone(architecture):
     model, _ = tiny(architecture, "causal")
     model.eval()
-    assert is_equal_packed(model, model.config.vocab_size)
+    assert why_not_packed(model, model.config.vocab_size) == ""
     assert model.config._attn_implementation != "tunesmith_packed"  # and the model is left as it was
 
 
@@ -128,7 +128,7 @@ def test_a_model_that_ignores_the_borders_is_found_out():
             return SimpleNamespace(logits=self.embedding(input_ids).cumsum(1))
 
     model, _ = tiny("llama", "causal")
-    assert not is_equal_packed(Leaky(model.config), 50)
+    assert why_not_packed(Leaky(model.config), 50) == "examples in one row would see each other"
 
 
 def test_packing_ends_with_its_block_even_after_an_error():

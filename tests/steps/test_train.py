@@ -103,6 +103,27 @@ def test_what_it_says_on_the_way(tmp_path):
     assert f"tunesmith chat {run.path}" in finished.next
 
 
+@pytest.mark.parametrize(
+    ("architecture", "rows", "settings", "why"),
+    [
+        (
+            "llama",
+            CHATS,
+            {"method": {"name": "prompt_tuning", "num_tokens": 2}},
+            "virtual tokens stand before every row",
+        ),
+        ("llama", CHATS, {"train": {**TRAIN, "steps": 1, "packing": "off"}}, "train.packing is off"),
+        ("bert", LABELS, {"method": "lora"}, "only decoders that write text are packed"),
+    ],
+)
+def test_padded_rows_are_said_to_be_padded_and_why(tmp_path, architecture, rows, settings, why):
+    task = "classify" if architecture == "bert" else "causal"
+    run, events = _train(tmp_path, architecture, task, rows, **{"train": {**TRAIN, "steps": 1}, **settings})
+    (started,) = [event for event in events if isinstance(event, Started)]
+    assert dict(started.lines)["plan"].endswith(f"padded, in groups of like length: {why}")
+    assert run.read_json("report.json")["training"]["padded_because"] == why
+
+
 def test_rows_that_are_cut_are_counted_and_rows_without_anything_left_are_named(tmp_path):
     rows = [*CHATS, {"question": "long " * 60, "answer": "no room"}]
     _, events = _train(
@@ -142,9 +163,9 @@ def test_rows_that_only_judge_are_refused(tmp_path):
 
 
 def test_packing_that_would_mix_examples_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tunesmith.training.learner.is_equal_packed", lambda model, size: False)
+    monkeypatch.setattr("tunesmith.training.learner.why_not_packed", lambda model, size: "they would mix")
     fault = _refused(tmp_path, "llama", "causal", CHATS, train={**TRAIN, "packing": "on"})
-    assert fault.code == "cannot_pack"
+    assert fault.code == "cannot_pack" and fault.message == "rows cannot be packed: they would mix."
 
 
 def test_a_finished_run_is_not_resumed(tmp_path):

@@ -204,7 +204,7 @@ def test_sources_that_share_a_head_are_scored_one_by_one_too(tmp_path) -> None:
     copies = run.read_json("data.json")["copies"]
     rows = dict.fromkeys(names, 0)
     for example in load_data(read_recipe(run.recipe).data, seed=1).train:
-        rows[example.source] += 1
+        rows[example.source_name] += 1
     assert rows["kinds"] * copies["kinds"] == pytest.approx(rows["second"] * copies["second"])
     assert isinstance(events[-1], Finished)
     assert {"kinds: accuracy", "second: accuracy"} <= {row[0] for row in events[-1].table}

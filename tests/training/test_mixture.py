@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tunesmith.core.events import Event, Metric
-from tunesmith.core.records import LabelExample, Origin, TextExample
+from tunesmith.core.records import LabelExample, Origin, PairExample, TextExample
 from tunesmith.core.run import RunFolder
 from tunesmith.methods.full import Full
 from tunesmith.models.load import Loaded
 from tunesmith.models.tiny import tiny
 from tunesmith.objectives.classification import Classification
 from tunesmith.objectives.clm import CLM
+from tunesmith.objectives.seq2seq import Seq2Seq
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.encode import Rows, encode_rows
 from tunesmith.training.learner import Learner
@@ -26,9 +27,15 @@ SETTINGS = {"steps": 4, "tokens_per_step": 160, "micro_tokens": 40, "lr": 1e-2, 
 
 def _texts(source: str, count: int) -> list[TextExample]:
     return [
-        TextExample(origin=Origin(f"{source}.txt", n), text=f"{source} {n} " + "so " * (n % 5 + 1), source=source)
+        TextExample(origin=Origin(f"{source}.txt", n), text=f"{source} {n} " + "so " * (n % 5 + 1), source_name=source)
         for n in range(count)
     ]
+
+
+def test_pairs_of_one_file_are_one_source() -> None:
+    pairs = [PairExample(origin=Origin("p", n), source=f"say {n}", target=f"{n} said") for n in range(6)]
+    rows, _ = encode_rows(pairs, Seq2Seq(), tiny("t5", "seq2seq")[1], max_length=64, labels=())
+    assert rows.names == ("",) and rows.rows_of("") == tuple(range(6))
 
 
 def _learner(seed: int, task: str, objective, num_labels: int = 3) -> tuple[Learner, object]:

@@ -53,7 +53,7 @@ class Example:
 
     origin: Origin
     fields: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
+    source_name: str = ""
     """The name of the data source it came from, where there are several."""
 
 

@@ -123,7 +123,7 @@ def load_data(settings: DataSettings, *, seed: int) -> DataSet:
         train = [train[i] for i in order[: settings.limit]]
     copies: dict[str, float] = {}
     if has_several:
-        sizes = Counter(example.source for example in train)
+        sizes = Counter(example.source_name for example in train)
         each = copies_per_epoch([sizes[s.name] for s in sources], [s.weight for s in sources], settings.mixing)
         copies = {source.name: times for source, times in zip(sources, each, strict=True) if times}
     paths = [*(source.path for source in sources), *(path for side in held for path in side)]
@@ -169,7 +169,7 @@ def _sides(
     sources = sources_of(settings)
     of = {source.name: source for source in sources}
     for i, example in enumerate(examples):
-        source = of.get(example.source, sources[0])
+        source = of.get(example.source_name, sources[0])
         has = [getattr(settings, side) or getattr(source, side) for side in ("validation", "test")]
         groups.setdefault((0.0 if has[0] else share.validation, 0.0 if has[1] else share.test), []).append(i)
     chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}

@@ -104,7 +104,7 @@ def _rate(size: int, mixing: Mixing) -> float:
 
 def named(examples: Sequence[Example], name: str) -> tuple[Example, ...]:
     """The examples with the name of their source."""
-    return tuple(replace(example, source=name) for example in examples)
+    return tuple(replace(example, source_name=name) for example in examples)
 
 
 def repeated(data: DataSet) -> tuple[Example, ...]:
@@ -116,7 +116,7 @@ def repeated(data: DataSet) -> tuple[Example, ...]:
         return data.train
     out: list[Example] = []
     for name, times in data.copies.items():
-        mine = [i for i, example in enumerate(data.train) if example.source == name]
+        mine = [i for i, example in enumerate(data.train) if example.source_name == name]
         whole, part = divmod(times, 1.0)
         extra = sorted(mine, key=lambda i: (unit_hash(f"mix {content_key(data.train[i])}", data.seed), i))
         chosen = sorted([*mine * int(whole), *extra[: round(part * len(mine))]])

@@ -2,7 +2,7 @@
 
 The model gets `position_ids` that restart and `packed_lengths`; transformers hands both down to the attention
 function registered here. Whether an architecture really does is tested on the model itself before training
-(`is_equal_packed`), because it cannot be read off a configuration.
+(`why_not_packed`), because it cannot be read off a configuration.
 
 On a processor the examples go through block_attention.py, elsewhere (and with dropout) through PyTorch's own kernel.
 Legend: B batch (1 here), H query heads, K key/value heads, G = H / K, T tokens, D head width.
@@ -89,11 +89,14 @@ def packed_inputs(lengths: Sequence[int], device: torch.device | str = "cpu") ->
 
 
 @torch.no_grad()
-def is_equal_packed(model: nn.Module, vocabulary_size: int) -> bool:
-    """Whether this very model gives packed examples the hidden states that it gives them alone (two short probes)."""
+def why_not_packed(model: nn.Module, vocabulary_size: int) -> str:
+    """Why this very model cannot read packed examples; empty where it gives them the logits that it gives them alone.
+
+    Tried with two short probes.
+    """
     adapter: Any = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
-        return False  # virtual tokens stand before every row, so one row would have them before its first example only
+        return "virtual tokens stand before every row"  # packed, they would stand before the first example only
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     probes = [torch.randint(vocabulary_size, (1, length), generator=generator).to(device) for length in (5, 8)]
@@ -104,13 +107,13 @@ def is_equal_packed(model: nn.Module, vocabulary_size: int) -> bool:
         with packing(model):
             packed = model(input_ids=torch.cat(probes, dim=1), **packed_inputs((5, 8), device)).logits
     except (TypeError, KeyError, ValueError, NotImplementedError, AttributeError, RuntimeError):
-        return False  # the architecture does not take these arguments; rows are padded instead
+        return "the model's attention takes no borders between examples"
     finally:
         model.train(was_training)
     tolerance = 2e-2 if alone.dtype == torch.bfloat16 else 1e-3
-    return bool(
-        torch.allclose(alone.float(), packed.float(), rtol=tolerance, atol=tolerance * float(alone.abs().max()))
-    )
+    limit = tolerance * float(alone.abs().max())
+    is_equal = torch.allclose(alone.float(), packed.float(), rtol=tolerance, atol=limit)
+    return "" if is_equal else "examples in one row would see each other"
 
 
 def _flash_attention(

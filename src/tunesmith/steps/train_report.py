@@ -46,7 +46,7 @@ def _source_scores(work: Work, evaluation: Evaluation) -> dict[str, list[Score]]
     assert work.recipe.evaluate != "auto", work.recipe.evaluate
     outcomes: dict[str, list[Outcome]] = {}
     for example, outcome in zip(work.held_out, evaluation.outcomes, strict=False):  # a trial answers nothing
-        outcomes.setdefault(example.source, []).append(outcome)
+        outcomes.setdefault(example.source_name, []).append(outcome)
     if len(outcomes) < 2:
         return {}
     return {
@@ -67,6 +67,7 @@ def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
         "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
         "micro_tokens": state.micro_tokens,
         "is_packed": work.learner.layout.is_packed,
+        "padded_because": work.learner.padded_because,
         "precision": work.learner.precision,
         "peak_bytes": peak_memory_bytes(),
     }
@@ -84,7 +85,7 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenP
     test = f", {count(len(work.data.test))} test" if work.data.test else ""
     ratio = preferred_precision("auto")[1]
     speed = f" ({ratio:.1f} times fp32 on this machine)" if learner.precision == "bf16" and ratio else ""
-    layout = "packed" if learner.layout.is_packed else "padded, in groups of like length"
+    layout = f"padded, in groups of like length: {learner.padded_because}" if learner.padded_because else "packed"
     often = work.data.copies
     read = sum(length * often.get(work.rows.source(row), 1.0) for row, length in enumerate(work.rows.lengths))
     epochs = num_steps * recipe.train.tokens_per_step / max(read, 1)

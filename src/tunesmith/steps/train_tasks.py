@@ -204,7 +204,7 @@ def _head(run: RunFolder, joint: JointWork, loop: Loop, first: int) -> Started:
     lines.append(("model", f"{recipe.model.name} · {millions(total)} parameters, {len(works)} heads · {precision}"))
     for name, work in works.items():
         assert isinstance(work.recipe.objective, Objective)
-        layout = "packed" if work.learner.layout.is_packed else "padded"
+        layout = f"padded: {why}" if (why := work.learner.padded_because) else "packed"
         rows = f"{count(len(work.data.train))} train, {count(len(work.data.validation))} validation"
         test = f", {count(len(work.data.test))} test" if work.data.test else ""
         often = f" · each read {joint.data.copies[name]:.3g} times an epoch" if joint.data.copies[name] != 1 else ""

@@ -81,7 +81,7 @@ def encode_rows(
             if piece.weight:
                 features.append(piece)
                 origins.append(str(example.origin))
-                sources.append(example.source)
+                sources.append(example.source_name)
             else:
                 empty.append(str(example.origin))
     if not features:

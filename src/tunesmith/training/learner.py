@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tunesmith.core.errors import UserError
 from tunesmith.data.masking import masking_layout
 from tunesmith.kernels.fused_lora import fuse_lora_layers
-from tunesmith.kernels.packed_attention import is_equal_packed
+from tunesmith.kernels.packed_attention import why_not_packed
 from tunesmith.methods.base import Method
 from tunesmith.models.configuration import LABELLED
 from tunesmith.models.load import Loaded
@@ -38,6 +38,8 @@ class Learner:
     likelihood: Likelihood | None
     frozen: FrozenStates | None = None
     """What frozen blocks give for rows that are read in several epochs."""
+    padded_because: str = ""
+    """Why rows are padded; empty where they are packed."""
 
     @staticmethod
     def make(
@@ -52,14 +54,17 @@ class Learner:
         """A learner for `model`, which is `loaded.model` with the method attached.
 
         Raises:
-            UserError: Packing is asked for, but this model's examples would see each other.
+            UserError: Packing is asked for and cannot be, with the reason.
         """
         device = next(model.parameters()).device
         config: Any = loaded.model.config
-        is_packed = objective.task == "causal" and packing != "off" and is_equal_packed(model, config.vocab_size)
-        if packing == "on" and not is_packed:
+        if objective.task != "causal":
+            reason = "only decoders that write text are packed"
+        else:
+            reason = "train.packing is off" if packing == "off" else why_not_packed(model, config.vocab_size)
+        if packing == "on" and reason:
             raise UserError(
-                f"examples of a {config.model_type} model would see each other in one row.",
+                f"rows cannot be packed: {reason}.",
                 code="cannot_pack",
                 where=loaded.name,
                 remedy="Set train.packing=auto; rows of like length then go together.",
@@ -67,11 +72,11 @@ class Learner:
         fuse_lora_layers(model)
         start = getattr(config, "decoder_start_token_id", None)
         words = masking_layout(loaded.tokenizer)
-        layout = replace(words, is_packed=is_packed, decoder_start_token_id=0 if start is None else start)
+        layout = replace(words, is_packed=not reason, decoder_start_token_id=0 if start is None else start)
         likelihood = None
         if objective.task not in LABELLED:
             likelihood = Likelihood(model, is_causal=objective.task == "causal")
-        return Learner(model, method, objective, layout, device, precision, likelihood)
+        return Learner(model, method, objective, layout, device, precision, likelihood, padded_because=reason)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Products in bf16 where the run uses it; weights that train stay in fp32."""
