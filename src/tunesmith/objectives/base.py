@@ -181,6 +181,13 @@ def encoder_batch(features: Sequence[Features], layout: Layout, labels: Tensor) 
     return Batch(tensors, sum(feature.weight for feature in features))
 
 
+def head_logits(learner: Learner, batch: Batch) -> Tensor:
+    """What the head of classes gives for a batch of `encoder_batch`, in fp32."""
+    inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "labels"}
+    logits: Tensor = learner.model(**inputs).logits.float()
+    return logits
+
+
 def seq2seq_batch(features: Sequence[Features], layout: Layout) -> Batch:
     """Sources and targets, [B, T] padded on the right; the decoder reads the target shifted by its start token."""
     decoder_inputs = [(layout.decoder_start_token_id, *feature.target_ids[:-1]) for feature in features]

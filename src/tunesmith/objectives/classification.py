@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tunesmith.core.records import Example, LabelExample
 from tunesmith.data.features import head_features
 from tunesmith.data.labels import label_index
-from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Task, encoder_batch
+from tunesmith.objectives.base import (
+    Batch,
+    Features,
+    Layout,
+    Learner,
+    Metrics,
+    Objective,
+    Task,
+    encoder_batch,
+    head_logits,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +45,7 @@ class Classification(Objective):
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         import torch.nn.functional as F
 
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "labels"}
-        logits = learner.model(**inputs).logits.float()
+        logits = head_logits(learner, batch)
         labels = batch.tensors["labels"]
         correct = (logits.argmax(-1) == labels).sum().item()
         return F.cross_entropy(logits, labels, reduction="sum"), {"correct": float(correct)}

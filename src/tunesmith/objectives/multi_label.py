@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tunesmith.core.records import Example, MultiLabelExample
 from tunesmith.data.features import head_features
 from tunesmith.data.labels import label_index
-from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Problem, Task, encoder_batch
+from tunesmith.objectives.base import (
+    Batch,
+    Features,
+    Layout,
+    Learner,
+    Metrics,
+    Objective,
+    Problem,
+    Task,
+    encoder_batch,
+    head_logits,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +53,7 @@ class MultiLabel(Objective):
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         import torch.nn.functional as F
 
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "labels"}
-        logits_BC = learner.model(**inputs).logits.float()
+        logits_BC = head_logits(learner, batch)
         marks_BC = batch.tensors["labels"]
         correct = ((logits_BC > 0) == (marks_BC > 0)).all(-1).sum().item()
         loss = F.binary_cross_entropy_with_logits(logits_BC, marks_BC, reduction="none").mean(-1).sum()

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunesmith.core.records import Example, NumberExample
 from tunesmith.data.features import head_features
-from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Problem, Task, encoder_batch
+from tunesmith.objectives.base import (
+    Batch,
+    Features,
+    Layout,
+    Learner,
+    Metrics,
+    Objective,
+    Problem,
+    Task,
+    encoder_batch,
+    head_logits,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +45,5 @@ class Regression(Objective):
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         import torch.nn.functional as F
 
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "labels"}
-        found_B = learner.model(**inputs).logits.float().squeeze(-1)
+        found_B = head_logits(learner, batch).squeeze(-1)
         return F.mse_loss(found_B, batch.tensors["labels"], reduction="sum"), {}

@@ -18,6 +18,7 @@ from tunesmith.objectives.base import (
     Objective,
     Task,
     encoder_batch,
+    head_logits,
     padded,
 )
 
@@ -55,9 +56,8 @@ class TokenClassification(Objective):
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         import torch.nn.functional as F
 
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "labels"}
         labels_BT = batch.tensors["labels"]
-        logits_BTC = learner.model(**inputs).logits.float()[:, -labels_BT.shape[1] :]  # virtual tokens come first
+        logits_BTC = head_logits(learner, batch)[:, -labels_BT.shape[1] :]  # virtual tokens come first
         correct = (logits_BTC.argmax(-1) == labels_BT).sum().item()
         loss = F.cross_entropy(logits_BTC.flatten(0, 1), labels_BT.flatten(), reduction="sum", ignore_index=IGNORED)
         return loss, {"correct": float(correct)}
