@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -51,6 +53,16 @@ def test_nothing_above_the_frozen_blocks_runs_while_capturing():
     model, _ = tiny("llama", "causal")
     blocks(model)[2].register_forward_pre_hook(lambda module, inputs: pytest.fail("it ran"))
     capture(blocks(model)[:2], lambda: _run(model))
+
+
+def test_a_replay_puts_back_a_forward_that_a_wrapper_has_set():
+    model, _ = tiny("llama", "causal")
+    frozen, states = capture(blocks(model)[:2], lambda: _run(model))
+    wrapped = blocks(model)[0].forward = functools.partial(blocks(model)[0].forward)
+    with replaying(frozen, states):
+        assert blocks(model)[0].forward is not wrapped
+    assert blocks(model)[0].forward is wrapped
+    assert "forward" not in vars(blocks(model)[1])
 
 
 def test_a_fault_in_a_replay_leaves_the_blocks_whole():

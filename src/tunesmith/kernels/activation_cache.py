@@ -69,14 +69,17 @@ def replaying(frozen: FrozenBlocks, states_BTD: Tensor) -> Iterator[None]:
     def give(*args: Any, **kwargs: Any) -> Any:
         return frozen.output(states_BTD)
 
+    before = [vars(block).get("forward") for block in frozen.blocks]  # a wrapper may have put its own there
     try:
         for block in below:
             block.forward = pass_on
         last.forward = give
         yield
     finally:
-        for block in frozen.blocks:
+        for block, forward in zip(frozen.blocks, before, strict=True):
             vars(block).pop("forward", None)
+            if forward is not None:
+                block.forward = forward
 
 
 class KeptStates:

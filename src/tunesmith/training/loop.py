@@ -118,7 +118,8 @@ class Loop:
     def _plan_frozen(self) -> FrozenPlan:
         """Frozen blocks run once for the rows that are read more than once."""
         if self.mixture.is_joint:
-            return FrozenPlan(reason="several tasks share the backbone")
+            has_frozen = self.learner.method.num_frozen_blocks(self.learner.model) > 0
+            return FrozenPlan(reason="several tasks share the backbone" if has_frozen else "")
         is_read_again = self.order.num_steps > self.order.steps_per_epoch
         rows = self.rows.features if is_read_again else ()
         held_out = self.validation.features if self.settings.validations > 1 else ()
