@@ -167,6 +167,20 @@ def test_pissa_starts_and_answers_as_pefts() -> None:
     torch.testing.assert_close(logits(disturb(mine)), logits(disturb(theirs)), rtol=1e-3, atol=1e-4)
 
 
+def test_dropout_leaves_pissas_frozen_start_alone() -> None:
+    """What is dropped is a share of A's inputs: of its outputs, B A x - B0 A0 x keeps the second term whole."""
+    attached: Any = variant("pissa", dropout=0.5).attach(tiny("llama")[0])
+    layer = attached.get_submodule(LAYER)
+    assert [type(layer.lora_dropout[name]).__name__ for name in ("default", "initial")] == ["Dropout", "Identity"]
+    x = torch.randn(4, 32)
+    torch.manual_seed(3)
+    dropped = layer.lora_dropout["default"].train()(x)
+    torch.manual_seed(3)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    wanted = layer.base_layer(x) + layer.scaling["default"] * (dropped - x) @ a.T @ b.T
+    torch.testing.assert_close(layer.train()(x), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_only_one_pissa_adapter_trains_and_a_wrong_rank_is_refused(tmp_path: Path) -> None:
     method = variant("pissa", ranks={"q_proj": 2})
     attached: Any = method.attach(tiny("llama")[0])

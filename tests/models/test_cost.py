@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -14,12 +15,13 @@ from tunesmith.models.cost import cost_of, method_cost
 from tunesmith.models.tiny import tiny, write_tiny
 from tunesmith.recipe import ModelSettings
 
-METHODS = ("full", "lora", "ia3", "bottleneck", "prompt_tuning", "p_tuning", "last_k")
+PISSA = {"name": "lora", "variant": "pissa", "rank": 4}
+METHODS = ("full", "lora", PISSA, "ia3", "bottleneck", "prompt_tuning", "p_tuning", "last_k")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_disk_and_parameters_are_those_of_a_real_training(name: str, tmp_path: Path) -> None:
-    method = build("methods", name)
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+def test_disk_and_parameters_are_those_of_a_real_training(spec: str | dict[str, Any], tmp_path: Path) -> None:
+    method = build("methods", spec)
     base, _ = tiny("llama", "causal")
     model = method.attach(base)
     found = cost_of(model, method)

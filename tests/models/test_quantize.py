@@ -160,6 +160,20 @@ def test_a_missing_library_is_said_before_weights_load(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("kind", "spec", "reason"),
+    [
+        ("4bit", {"name": "lora", "variant": "pissa"}, "a quantised base no longer has them"),
+        ("8bit", {"name": "lora", "variant": "dora"}, "loses the scales of 8-bit weights"),
+        ("8bit", {"name": "peft", "type": "LOHA"}, "has no layers for a quantised base"),
+    ],
+)
+def test_what_needs_the_matrices_is_refused_before_weights_load(kind: Any, spec: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        check_quantize(kind, build("methods", spec), trains_base_weights=False)
+    assert caught.value.code == "method_refused"
+
+
+@pytest.mark.parametrize(
     ("spec", "reason"),
     [
         ({"name": "lora", "variant": "pissa", "rank": 4}, "a quantised base no longer has them"),

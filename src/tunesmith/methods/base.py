@@ -42,6 +42,13 @@ class Method(Plugin):
             UserError: It cannot, with the reason.
         """
 
+    def check_quantized(self, bits: int) -> None:
+        """Refuse a base whose matrices have so many bits (4 or 8), before any weight is loaded.
+
+        Raises:
+            UserError: The method needs the matrices themselves, with the reason.
+        """
+
     @abstractmethod
     def attach(self, model: Module) -> Module:
         """The model to train, with `requires_grad` set on exactly what this method trains."""

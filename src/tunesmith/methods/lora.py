@@ -3,13 +3,16 @@
 The output is W x + s B A x with s = alpha / rank (eq. 3 and section 4.1); A is random and B zero at first, so the
 first output is the base's. The variants, chosen by `variant`:
 
-- rslora (arXiv:2312.03732, eq. 5): s = alpha / sqrt(rank), so that a high rank learns as fast as a low one.
+- rslora (arXiv:2312.03732, theorem 3.2): s = alpha / sqrt(rank), so that a high rank learns as fast as a low one.
 - dora (arXiv:2402.09353, eq. 5): m (W + s B A) / |W + s B A|, norms by column of the paper (by output here); the
   magnitudes m train too and begin at |W|. It costs a norm of every matrix at each step.
 - pissa (arXiv:2404.02948): A and B begin as the matrix's first singular vectors; see models/pissa.py for how the
   base stays untouched. Saved as an ordinary LoRA of twice the rank.
 - lora_plus (arXiv:2402.12354, section 4): B learns `plus_ratio` times as fast as A; `train.lr` is A's.
 
+The learning rate is that of the paper's GPT-2 and GPT-3 (appendix D) and of QLoRA up to 13 B, for all variants; LoRA+'s
+authors advise half of LoRA's for A, and PiSSA's take 2e-5 with alpha = rank. An epoch of banking77 on MiniLM (22 M
+parameters) ends at a validation loss of 0.94 with 1e-3 and 0.45 with 3e-3: small models want more.
 Every block's matrices are adapted by default: the paper adapts attention alone, and later work found that
 adapting all of them is what reaches full fine-tuning (QLoRA, arXiv:2305.14314, section 4).
 A classifier's head is new, so it trains whole and is saved with the adapter.
@@ -64,6 +67,25 @@ class LoRA(PeftMethod):
             )
         return self
 
+    def check_quantized(self, bits: int) -> None:
+        """Refuse PiSSA, and DoRA in 8 bits.
+
+        Raises:
+            UserError: With the reason.
+        """
+        if self.variant == "pissa":
+            raise UserError(
+                "PiSSA takes its start from the base's matrices, and a quantised base no longer has them.",
+                code="method_refused",
+                remedy="Use `variant: lora` on a quantised base, or `model.quantize: none`.",
+            )
+        if self.variant == "dora" and bits == 8:
+            raise UserError(
+                "DoRA needs the base's norms, and PEFT loses the scales of 8-bit weights in computing them.",
+                code="method_refused",
+                remedy="Set model.quantize=4bit, or method.variant=lora.",
+            )
+
     def peft_config(self, model: Module) -> Any:
         """PEFT's LoraConfig with the targets found by structure.
 
@@ -96,8 +118,11 @@ class LoRA(PeftMethod):
 
     def attach(self, model: Module) -> Module:
         """PEFT's wrapper around the model; only the adapter, `trained` and a classifier's head train, in fp32."""
+        from tunesmith.models.quantize import num_bits
+
         config = self.peft_config(model)
-        self._check_eight_bits(model)
+        if bits := num_bits(model):
+            self.check_quantized(bits)
         self._trained_in_fp32(model)
         if self.variant == "pissa":
             from tunesmith.models.pissa import new_pissa
@@ -141,16 +166,6 @@ class LoRA(PeftMethod):
         )
         trained = f", {'+'.join(self.trained)} whole" if self.trained else ""
         return f"{TITLES[self.variant]}, rank {self.rank}{targets}{trained}"
-
-    def _check_eight_bits(self, model: Module) -> None:
-        from tunesmith.models.anatomy import plain
-
-        if self.variant == "dora" and getattr(plain(model), "is_loaded_in_8bit", False):
-            raise UserError(
-                "DoRA needs the base's norms, and PEFT loses the scales of 8-bit weights in computing them.",
-                code="method_refused",
-                remedy="Set model.quantize=4bit, or method.variant=lora.",
-            )
 
     def _target_names(self, model: Module) -> list[str]:
         from tunesmith.models.adapters import ends_with

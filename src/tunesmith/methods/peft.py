@@ -2,9 +2,10 @@
 
 The type's paper and settings stand in PEFT's documentation; a wrong type or setting is refused with the nearest right
 one, before weights load. Which matrices are adapted is found by structure where the settings do not say it: all of
-the blocks' (LN_TUNING: all norms). The types' papers differ widely in their learning rates, so set `train.lr`; the
-default is a middle one. Refused are types whose training needs more than a loss of Tunesmith's (ADALORA's calls
-after every step, CPT's own loss, tasks' ids), and those that are methods here under their own names.
+the blocks' (LN_TUNING: all norms). The types' papers differ widely in their learning rates, so set `train.lr`: the
+default belongs to none of them, and is ten times what PEFT's own comparison gives all of them. Refused are types whose
+training needs more than a loss of Tunesmith's (ADALORA's calls after every step, CPT's own loss, tasks' ids), and those
+that are methods here under their own names.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Peft(PeftMethod):
             UserError: With the reason, and the nearest right name.
         """
         known = self._known_settings()
-        if task == "classify" and "modules_to_save" not in known:
+        if task in ("classify", "tag") and "modules_to_save" not in known:
             raise UserError(
                 f"peft's {self.type.upper()} cannot train a classifier's new head, which would stay random.",
                 code="method_refused",
@@ -89,6 +90,19 @@ class Peft(PeftMethod):
         except (NotImplementedError, AttributeError, RuntimeError):
             return  # without weights this cannot be tried; `attach` will tell
 
+    def check_quantized(self, bits: int) -> None:
+        """Refuse a type that PEFT has no quantised layers for.
+
+        Raises:
+            UserError: It is such a type.
+        """
+        if self.type.upper() not in QUANTIZED:
+            raise UserError(
+                f"peft's {self.type.upper()} has no layers for a quantised base.",
+                code="method_refused",
+                remedy=f"Use `method: lora`, one of {', '.join(QUANTIZED)}, or model.quantize=none.",
+            )
+
     def peft_config(self, model: Module) -> Any:
         """PEFT's configuration of the type, with targets found by structure where the settings name none.
 
@@ -114,8 +128,11 @@ class Peft(PeftMethod):
         Raises:
             UserError: The type does not fit the model, with PEFT's reason.
         """
+        from tunesmith.models.quantize import num_bits
+
         config = self.peft_config(model)
-        self._check_quantized(model)
+        if bits := num_bits(model):
+            self.check_quantized(bits)
         self._copied_in_fp32(model)
         try:
             return self._wrap(model, config)
@@ -146,16 +163,6 @@ class Peft(PeftMethod):
         """`PEFT LOHA, r 4`."""
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         return f"PEFT {self.type.upper()}" + (f", {settings}" if settings else "")
-
-    def _check_quantized(self, model: Module) -> None:
-        from tunesmith.models.quantize import is_quantized
-
-        if is_quantized(model) and self.type.upper() not in QUANTIZED:
-            raise UserError(
-                f"peft's {self.type.upper()} has no layers for a quantised base.",
-                code="method_refused",
-                remedy=f"Use `method: lora`, one of {', '.join(QUANTIZED)}, or model.quantize=none.",
-            )
 
     def _wrap(self, model: Module, config: Any) -> Module:
         import contextlib

@@ -100,9 +100,11 @@ def method_cost(method: Method, settings: ModelSettings, task: Task | None = Non
 
 
 def _adapter_bytes(model: Any) -> int:
-    """The bytes of the tensors that `save_pretrained` writes."""
+    """The bytes of the tensors that are saved, those of a second adapter too (PiSSA's start)."""
     from peft import get_peft_model_state_dict
 
     with quiet(), torch.no_grad():
-        saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return sum(tensor.numel() * tensor.element_size() for tensor in saved.values())
+        saved = [
+            get_peft_model_state_dict(model, None, name, save_embedding_layers=False) for name in model.peft_config
+        ]
+    return sum(tensor.numel() * tensor.element_size() for part in saved for tensor in part.values())

@@ -40,17 +40,11 @@ def new_pissa(model: Module, config: Any) -> Any:
     """PEFT's wrapper with both adapters; `config` is that of an ordinary LoRA.
 
     Raises:
-        UserError: The rank is more than a matrix has, or the base is quantised.
+        UserError: The rank is more than a matrix has.
     """
     adapted = _with_both(new_adapter(model, config), config)
     for name, layer in _layers(adapted):
         weight = layer.get_base_layer().weight
-        if not weight.is_floating_point():
-            raise UserError(
-                "PiSSA takes its start from the base's matrices, and a quantised base no longer has them.",
-                code="method_refused",
-                remedy="Use `variant: lora` on a quantised base, or `model.quantize: none`.",
-            )
         rank = layer.r[TRAINED]
         if rank > min(weight.shape):
             raise UserError(
@@ -131,9 +125,10 @@ def _with_both(adapted: Any, config: Any) -> Any:
     from peft import PeftModel
 
     frozen = copy.deepcopy(config)
-    frozen.modules_to_save = None
+    frozen.modules_to_save = None  # a classifier's own would give it a second head
+    frozen.lora_dropout = 0.0  # it stands for the residual of the base, whose inputs are never dropped
     with quiet():
-        PeftModel.add_adapter(adapted, INITIAL, frozen)  # a classifier's own would give it a second head
+        PeftModel.add_adapter(adapted, INITIAL, frozen)
         adapted.base_model.set_adapter([TRAINED, INITIAL])
     for _, layer in _layers(adapted):
         for part in (layer.lora_A, layer.lora_B):

@@ -28,7 +28,7 @@ def check_quantize(kind: Quantize, method: Method | None, *, trains_base_weights
     """Refuse what cannot train on a quantised base, before any weight is loaded.
 
     Raises:
-        UserError: The method changes or saves the base's own weights, or the library is not installed.
+        UserError: The method changes, saves or needs the base's own weights, or the library is not installed.
     """
     if kind == "none":
         return
@@ -39,6 +39,8 @@ def check_quantize(kind: Quantize, method: Method | None, *, trains_base_weights
             code="quantized_base",
             remedy="Use an adapter such as `method: lora`, or set model.quantize=none.",
         )
+    if method is not None:
+        method.check_quantized(int(kind[0]))
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"`model.quantize: {kind}` needs bitsandbytes, which is not installed.",
@@ -80,6 +82,13 @@ def keep_layout(model: Module) -> None:
 def is_quantized(model: Module) -> bool:
     """Whether the base's matrices are 4 or 8 bits."""
     return bool(getattr(plain(model), "is_quantized", False))
+
+
+def num_bits(model: Module) -> int:
+    """Of the base's matrices where they are quantised: 8, or 4 (or some other few); 0 where they are plain."""
+    if not is_quantized(model):
+        return 0
+    return 8 if getattr(plain(model), "is_loaded_in_8bit", False) else 4
 
 
 def with_plain_base(model: Any) -> Any:
