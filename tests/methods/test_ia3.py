@@ -99,6 +99,14 @@ def test_a_mixture_of_experts_is_refused_before_its_weights_and_its_attention_ca
     assert {name.rpartition(".")[2] for name in vectors(method.attach(model))} == {"k_proj", "v_proj"}
 
 
+def test_keys_alone_are_refused_where_one_matrix_makes_keys_and_values() -> None:
+    model, _ = tiny("gpt2")
+    with pytest.raises(UserError, match="queries, keys and values at once") as caught:
+        IA3(parts=("keys", "mlp")).check_model(model.config)
+    assert caught.value.remedy.startswith("Set method.parts: [keys, values, mlp]")
+    assert vectors(IA3(parts=("keys",)).attach(tiny("llama")[0]))
+
+
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(UserError, match="nothing would train"):
         IA3(parts=())

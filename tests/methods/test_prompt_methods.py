@@ -212,6 +212,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
                 build("methods", {"name": method, **settings})
     with pytest.raises((UserError, ValidationError), match="set `init: random`"):
         build("methods", {"name": "prefix_tuning", "reparametrize": True})
+    with pytest.raises((UserError, ValidationError), match="without it it has no effect"):
+        build("methods", {"name": "prefix_tuning", "hidden_size": 64})
     with pytest.raises(UserError, match="the model reads 256 tokens in all"):
         build("methods", {"name": "prompt_tuning", "num_tokens": 256}).check_model(tiny("llama")[0].config)
 

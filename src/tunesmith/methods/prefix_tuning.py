@@ -45,6 +45,8 @@ class PrefixTuning(PromptMethod):
     def _choices_fit(self) -> PrefixTuning:
         if (self.init == "text") != bool(self.text):
             raise ValueError("`text` and `init: text` belong together")
+        if not self.reparametrize and "hidden_size" in self.changed():
+            raise ValueError("`hidden_size` is that of the MLP of `reparametrize: true`; without it it has no effect")
         if self.reparametrize and self.init != "random":
             raise ValueError(
                 "with `reparametrize` an MLP writes the prefix, which begins at random: set `init: random`"

@@ -7,7 +7,8 @@ The authors use 100 tokens, and find that beyond 20 little is won (section 3.2);
 have small contexts. They begin with words of the vocabulary, which did better than random numbers at every size but
 the largest. Their learning rate of 0.3 is for Adafactor without scaling by the weights. The default is for AdamW and
 short trainings: 60 steps of 1,024 tokens of viggo on the built-in base end at a validation loss of 3.25 with 1e-2, 3.14
-with 3e-2, 3.09 with 1e-1 and 3.13 with 3e-1. PEFT's own comparison has 1e-3 for 5,000 steps on a model of 3 billion.
+with 3e-2, 3.09 with 1e-1 and 3.13 with 3e-1; of the near-equal ones the default is the smallest. PEFT's own comparison
+has 1e-3 for 5,000 steps on a model of 3 billion.
 """
 
 from __future__ import annotations
