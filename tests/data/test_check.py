@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tunesmith.core.events import Finding
-from tunesmith.core.records import ChatExample, Example, LabelExample, Message, Origin, Role
+from tunesmith.core.records import ChatExample, Example, LabelExample, Message, NumberExample, Origin, Role
 from tunesmith.data.check import check_rows
 from tunesmith.data.findings import Findings
 
@@ -88,3 +88,24 @@ def test_labels_that_occur_once_or_contradict_each_other_are_named() -> None:
 def test_a_row_whose_answers_all_have_weight_0_teaches_nothing() -> None:
     example = ChatExample(origin=Origin("a", 1), messages=(Message("user", "a"), Message("assistant", "b", weight=0)))
     assert found([example])["nothing_trained"].level == "error"
+
+
+def numbers(*values: float) -> list[NumberExample]:
+    words = ("a red cup", "the blue sky over it", "six long words stand in here", "milk")
+    return [
+        NumberExample(origin=Origin("a", line), text=words[line - 1], value=value)
+        for line, value in enumerate(values, 1)
+    ]
+
+
+def test_numbers_far_from_where_a_head_begins_are_a_warning() -> None:
+    finding = found(numbers(1000.0, 2000.0, 3000.0))["wide_numbers"]
+    assert (finding.level, finding.where) == ("warning", "a:1")
+    assert finding.message.startswith("numbers around 2e+03, spread 816:")
+    assert "wide_numbers" in found(numbers(-40.0, 40.0))
+    assert found(numbers(0.0, 2.5, 5.0)) == {}
+
+
+def test_one_number_in_every_row_is_a_warning() -> None:
+    assert "3.5" in found(numbers(3.5, 3.5, 3.5))["same_number"].message
+    assert found(numbers(3.5)) == {}
