@@ -92,6 +92,7 @@ def test_another_tokenizer_may_be_searched_by_a_score_that_does_not_count_its_to
 def test_nothing_to_search_says_how_a_range_looks(tmp_path: Path) -> None:
     fault = refused(tmp_path, "train: {lr: 1e-3}\n")
     assert fault.code == "no_space" and "low: 1e-5" in fault.remedy
+    assert "any_of" in fault.remedy  # for whom wrote a plain list beside the key
 
 
 def test_a_setting_is_asked_for_only_beside_methods_that_have_it(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ FREE_MAPPINGS = ("search", "data.columns", "model.config")
 PLUGIN_PLACES = {kind.place: kind.folder for kind in KINDS.values() if kind.place in ("method", "objective")}
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 """Numbers such as 1e-5, which YAML 1.1 takes for text."""
-_EXAMPLE = "For example: search: {space: {train.lr: {low: 1e-5, high: 1e-3, log: true}, method.rank: [4, 8, 16]}}"
+_EXAMPLE = (
+    "For example: search: {space: {train.lr: {low: 1e-5, high: 1e-3, log: true}, method.rank: [4, 8, 16]}}; "
+    "beside its own key a list is written `any_of`: 'method.rank={any_of: [4, 8, 16]}'"
+)
 
 
 class SearchSettings(Settings):
