@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,29 @@ def test_methods_show_what_they_cost_on_a_model(capsys: pytest.CaptureFixture[st
     assert all(one["summary"] for one in listed.values())
 
 
+def test_methods_are_readable_in_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("TUNESMITH_ACCESSIBLE", raising=False)
+    text = shown(capsys, "methods")
+    assert max(len(line) for line in text.splitlines()) <= 80
+    summaries, costs, refused, _ = text.split("\n\n")
+    assert len(summaries.splitlines()) <= 1 + 2 * len(names("methods"))  # two lines each at most
+    assert [line.split()[0] for line in costs.splitlines()[1:]] == names("methods")
+    assert "0.0002" in next(line for line in costs.splitlines() if line.startswith("lora "))
+    assert refused.startswith("not on tunesmith/base") and "bitfit" in refused and "no biases" in refused
+
+
+def test_a_method_shows_its_whole_text_and_its_learning_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(capsys, "methods", "lora")
+    assert "\n- rslora (arXiv:2312.03732" in text and "\n- lora_plus (arXiv:2402.12354" in text
+    assert "Peak learning rate: 0.0002" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert json.loads(shown(capsys, "methods", "lora", "--json"))["learning_rate"] == 2e-4
+
+
 @pytest.mark.parametrize("kind", [folder for folder in KINDS if names(folder)])
 def test_every_plugin_shows_its_documented_settings(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in names(kind):
@@ -56,6 +80,7 @@ def test_sections_of_the_recipe_are_shown_the_same_way(capsys: pytest.CaptureFix
     assert "tokens_per_step" in shown(capsys, "train")
     assert "group_by" in shown(capsys, "data.split")
     assert "needed" in shown(capsys, "model")
+    assert "sampler" in shown(capsys, "search")
 
 
 @pytest.mark.parametrize(

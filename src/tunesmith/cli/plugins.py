@@ -13,7 +13,7 @@ from tunesmith.cli.session import Session
 from tunesmith.core.errors import UserError, unknown_name
 from tunesmith.core.plugins import KINDS, Kind, find, names, summary
 from tunesmith.core.quantities import gib, millions
-from tunesmith.reporters.text import Column, fold, is_flat, paint, table
+from tunesmith.reporters.text import Column, fold, is_flat, paint, shorten, table
 
 
 def plugins(
@@ -51,6 +51,7 @@ def plugins(
 def sections() -> dict[str, type[Any]]:
     """The recipe's sections that are groups of settings, and `recipe` itself."""
     from tunesmith import recipe
+    from tunesmith.core.space import SearchSettings
 
     return {
         "recipe": recipe.Recipe,
@@ -59,6 +60,7 @@ def sections() -> dict[str, type[Any]]:
         "train": recipe.TrainSettings,
         "generate": recipe.GenerateSettings,
         "compare": recipe.CompareSettings,
+        "search": SearchSettings,
     }
 
 
@@ -81,23 +83,30 @@ def _show_kinds(session: Session) -> None:
 
 def _show_kind(session: Session, kind: Kind) -> None:
     found = [{"name": name, "summary": summary(kind.folder, name)} for name in names(kind.folder)]
-    rows = [[paint(one["name"], "cyan"), one["summary"]] for one in found]
-    text = _table((Column(kind.noun, 9), Column("", 8)), rows, session.width)
     more = f"\n\nSettings of one: tunesmith plugins {kind.folder} {found[0]['name']}" if found else ""
-    session.result(found, text + more)
+    session.result(found, _summaries(kind, found, session.width) + more)
+
+
+def _summaries(kind: Kind, found: list[dict[str, Any]], width: int) -> str:
+    rows = [[paint(one["name"], "cyan"), one["summary"]] for one in found]
+    return _table((Column(kind.noun, 9), Column("", 8)), rows, width)
 
 
 def _show_methods(session: Session, kind: Kind, model: str) -> None:
-    """Every method with its learning rate and what it costs on a model, or why that model cannot have it."""
+    """What every method is, then what it costs on a model, then why that model cannot have some."""
     found = [_costed(kind, name, model) for name in names(kind.folder)]
-    titles = ("method", "trained", "optimiser", "on disk", "rate", f"on {model}")
+    titles = (f"on {shorten(model, 20)}", "trained", "optimiser", "on disk", "rate")
     columns = tuple(Column(title, 9 - place) for place, title in enumerate(titles))
-    text = _table(columns, [_method_row(one) for one in found], session.width)
+    parts = [_summaries(kind, found, session.width), table(columns, [_cost_row(one) for one in found], session.width)]
+    refused = [[one["name"], one["refused"].removeprefix(f"{one['name']} ")] for one in found if "refused" in one]
+    if refused:
+        parts.append(_table((Column(f"not on {shorten(model, 20)}", 9), Column("", 8)), refused, session.width))
     about = (
-        "Trained: parameters, and their share of the model's. Optimiser: AdamW's two fp32 moments. Rate: the default "
-        "peak learning rate. On disk: the weights that answering needs. Settings of one: tunesmith plugins methods lora"
+        "Trained: parameters, and their share of the model's. Optimiser: AdamW's two fp32 moments. On disk: the "
+        "weights that answering needs. Rate: the default peak learning rate. Another model: --model NAME. "
+        "Settings of one: tunesmith plugins methods lora"
     )
-    session.result(found, f"{text}\n\n{fold(about, session.width)}")
+    session.result(found, "\n\n".join([*parts, fold(about, session.width)]))
 
 
 def _costed(kind: Kind, name: str, model: str) -> dict[str, Any]:
@@ -120,12 +129,12 @@ def _costed(kind: Kind, name: str, model: str) -> dict[str, Any]:
     return {**one, **cost.to_dict(), "share": cost.share}
 
 
-def _method_row(one: dict[str, Any]) -> list[str]:
-    name, rate = paint(one["name"], "cyan"), f"{one['learning_rate']:g}"
+def _cost_row(one: dict[str, Any]) -> list[str]:
+    name, rate = one["name"], f"{one['learning_rate']:g}"
     if "refused" in one:
-        return [name, "–", "–", "–", rate, f"{one['summary']} Not on this model: {one['refused']}"]
+        return [name, "–", "–", "–", rate]
     trained = f"{millions(one['trainable'])} ({100 * one['share']:.3g} %)"
-    return [name, trained, gib(one["optimizer_bytes"]), gib(one["disk_bytes"]), rate, one["summary"]]
+    return [name, trained, gib(one["optimizer_bytes"]), gib(one["disk_bytes"]), rate]
 
 
 def _show_section(session: Session, place: str, inner: str) -> None:
@@ -151,8 +160,12 @@ def _show_class(session: Session, cls: type[Any], name: str) -> None:
         {"name": one.name, "type": one.takes, "default": one.default, "documentation": one.text}
         for one in describe(cls)
     ]
-    value = {"name": name, "summary": about.partition("\n")[0], "documentation": about, "settings": settings}
-    lines = [paint(name, "bold"), fold(about.partition("\n")[0], session.width), ""]
+    value: dict[str, Any] = {"name": name, "summary": about.partition("\n")[0], "documentation": about}
+    value["settings"] = settings
+    lines = [paint(name, "bold"), _prose(about, session.width), ""]
+    if rate := getattr(cls, "learning_rate", None):
+        value["learning_rate"] = rate
+        lines += [fold(f"Peak learning rate: {rate:g}, where train.lr does not say another.", session.width), ""]
     for one in settings:
         default = f" · default {one['default']}" if one["default"] not in ("", "needed") else ""
         needed = " · needed" if one["default"] == "needed" else ""
@@ -161,7 +174,19 @@ def _show_class(session: Session, cls: type[Any], name: str) -> None:
         )
         if one["documentation"]:
             lines.append("    " + fold(one["documentation"], session.width - 4).replace("\n", "\n    "))
-    session.result(value, "\n".join(lines if settings else [*lines[:2], "", "It has no settings."]))
+    session.result(value, "\n".join(lines if settings else [*lines, "It has no settings."]))
+
+
+def _prose(text: str, width: int) -> str:
+    """A docstring for a terminal: its paragraphs and list items, each folded anew."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        joins = bool(lines) and lines[-1] != "" and line.strip() != "" and not line.startswith("- ")
+        if joins:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line.strip())
+    return "\n".join(fold(line, width, 2 if line.startswith("- ") else 0) for line in lines)
 
 
 def _is_plugin(cls: type[Any]) -> bool:
