@@ -12,7 +12,7 @@ import yaml
 from tunesmith.core.events import Event, silent
 from tunesmith.models.tiny import tiny_config, write_tiny
 from tunesmith.objectives.base import Task
-from tunesmith.recipe import Recipe, SourceSettings, make_recipe, read_recipe
+from tunesmith.recipe import CompareRow, ModelSettings, Recipe, SourceSettings, make_recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
 SIDES = ("path", "validation", "test")
@@ -60,16 +60,29 @@ def smaller(path: Path, folder: Path) -> Recipe:
     values.setdefault("train", {}).update(steps=2, validations=1, tokens_per_step=256, micro_tokens=256)
     values["generate"] = {"max_new_tokens": 4}
     if path in COMPARISONS:
-        rows = [{**row, "lr": [], "train": {}} if isinstance(row, dict) else row for row in values["compare"]["rows"]]
-        values["compare"] = {**values["compare"], "rows": rows, "seeds": 1, "limit": 4}
+        values["compare"] |= {"seeds": 1, "limit": 4}
     objective = "" if recipe.objective == "auto" else recipe.objective.name
     architecture = "bert" if objective in ("classification", "mlm") else "llama"
     task: Task | None = "mask" if objective == "mlm" else None
-    model: dict[str, Any] = {"name": str(write_tiny(folder / "model", architecture, task))}
-    if recipe.model.config:
-        model["config"] = tiny_config(recipe.model.config["model_type"])
-    values["model"] = model
+    name = str(write_tiny(folder / "model", architecture, task))
+    values["model"] = tiny_like(recipe.model, name)
+    if path in COMPARISONS:
+        rows = zip(values["compare"]["rows"], recipe.compare.rows, strict=True)
+        values["compare"]["rows"] = [smaller_row(given, row, name) for given, row in rows]
     return make_recipe(values)
+
+
+def smaller_row(given: Any, row: CompareRow, name: str) -> Any:
+    """A row of a comparison with no rates to choose from, on its own tiny model where it has one of its own."""
+    if isinstance(given, str):
+        return given
+    own = {"model": tiny_like(row.model, name)} if row.model is not None else {}
+    return {**given, "lr": [], "train": {}, **own}
+
+
+def tiny_like(model: ModelSettings, name: str) -> dict[str, Any]:
+    """The tiny model of that folder, or a random one of the wished architecture."""
+    return {"name": name, "config": tiny_config(model.config["model_type"])} if model.config else {"name": name}
 
 
 def rows_like(recipe: Recipe, folder: Path) -> dict[str, Any]:
