@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from contracts.matrix import PAGE, Cell, all_cells, outcome, page, read_results
 
 RESULTS = read_results()
