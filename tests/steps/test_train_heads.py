@@ -84,6 +84,13 @@ def test_an_encoder_trains_scores_and_answers_again_from_its_folder(case: str, m
     assert {score.metric: score.value for score in again.scores} == pytest.approx(after, abs=1e-4)
 
 
+def test_the_loss_curve_names_its_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("tunesmith.steps.train.loss_curve", lambda records, path, *, title: titles.append(title))
+    trained(tmp_path, "bert", "classify", NUMBERS, method="full")
+    assert titles == ["Loss, mean squared error"]
+
+
 def test_tags_and_sets_are_learnt(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"method": "full", "train": {**TRAIN, "steps": 60, "patience": 0}}
     run, _ = trained(tmp_path / "tags", "bert", "tag", TAGGED, **settings)
@@ -168,6 +175,7 @@ def test_labels_are_refused_by_sft_with_the_way_to_write_them(tmp_path: Path) ->
         ("bart", "seq2seq", TAGGED, "auto", "transformers has no classifier of words for bart."),
         ("llama", "causal", TAGGED, "sft", "the objective sft needs chat rows, and these were read as tags."),
         ("llama", "causal", SETS, "classification", "the objective classification needs label rows"),
+        ("bert", "classify", NUMBERS, "multi_label", "the objective multi_label needs multi label rows"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(

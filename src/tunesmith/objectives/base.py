@@ -107,6 +107,8 @@ class Objective(Plugin):
     """What the outputs of a `classify` head mean."""
     is_fixed: ClassVar[bool] = True
     """Whether a row looks the same in every epoch, so that what a frozen part makes of it can be kept."""
+    loss_unit: ClassVar[str] = "nats per token"
+    """What the loss is, once divided by its weight."""
 
     @abstractmethod
     def encode(

@@ -29,6 +29,7 @@ class Classification(Objective):
 
     task: ClassVar[Task] = "classify"
     accepts: ClassVar[tuple[type[Example], ...]] = (LabelExample,)
+    loss_unit: ClassVar[str] = "nats per row"
 
     def encode(
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()

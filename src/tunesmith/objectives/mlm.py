@@ -37,6 +37,7 @@ class MLM(Objective):
     task: ClassVar[Task] = "mask"
     accepts: ClassVar[tuple[type[Example], ...]] = (TextExample,)
     is_fixed: ClassVar[bool] = False
+    loss_unit: ClassVar[str] = "nats per hidden token"
 
     share: Annotated[float, Field(gt=0, lt=1)] = SHARE
     """Share of the tokens to guess; 0.15 in the paper. arXiv:2202.08005 finds up to 0.4 better for large models."""

@@ -35,6 +35,7 @@ class MultiLabel(Objective):
     task: ClassVar[Task] = "classify"
     problem: ClassVar[Problem] = "multi_label_classification"
     accepts: ClassVar[tuple[type[Example], ...]] = (MultiLabelExample,)
+    loss_unit: ClassVar[str] = "nats per class of a row"
 
     def encode(
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()

@@ -30,6 +30,7 @@ class Regression(Objective):
     task: ClassVar[Task] = "classify"
     problem: ClassVar[Problem] = "regression"
     accepts: ClassVar[tuple[type[Example], ...]] = (NumberExample,)
+    loss_unit: ClassVar[str] = "mean squared error"
 
     def encode(
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()

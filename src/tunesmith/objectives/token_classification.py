@@ -34,6 +34,7 @@ class TokenClassification(Objective):
 
     task: ClassVar[Task] = "tag"
     accepts: ClassVar[tuple[type[Example], ...]] = (TagExample,)
+    loss_unit: ClassVar[str] = "nats per word"
 
     def encode(
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()

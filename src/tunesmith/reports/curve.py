@@ -34,7 +34,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]], path: Path, *, title: str =
     _draw_sources(axes, sources)
     _draw_losses(axes, train, validation)
     below.set_xlabel("step", color=INK)
-    axes.set_title(title or "Loss, nats per token", loc="left", color=INK, fontsize=11)
+    axes.set_title(title or "Loss", loc="left", color=INK, fontsize=11)
     figure.savefig(path, format="png", metadata={"Software": "Tunesmith"})
     return True
 

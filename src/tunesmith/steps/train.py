@@ -108,7 +108,7 @@ def resolve(recipe: Recipe, data: DataSet) -> Recipe:
     kind = type(data.train[0])
     objective = build("objectives", objective_for(kind)) if recipe.objective == "auto" else recipe.objective
     if not issubclass(kind, objective.accepts):
-        wanted = " or ".join(one.__name__.removesuffix("Example").lower() for one in objective.accepts)
+        wanted = " or ".join(_words(one) for one in objective.accepts)
         raise UserError(
             f"the objective {objective.name} needs {wanted} rows, and these were read as {data.format_name}.",
             code="objective_unfit",
@@ -125,6 +125,12 @@ def resolve(recipe: Recipe, data: DataSet) -> Recipe:
         evaluate=[metric.spec() for metric in metrics],
         train={"lr": rate},
     )
+
+
+def _words(kind: type) -> str:
+    """`MultiLabelExample` in words: `multi label`."""
+    name = kind.__name__.removesuffix("Example")
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name).strip()
 
 
 def _carry_out(run: RunFolder, recipe: Recipe, work: Callable[[], None]) -> RunFolder:
@@ -150,7 +156,8 @@ def _train(run: RunFolder, work: Work) -> None:
     first = loop.restore()
     emit(head(run, work, loop.order.num_steps, first, loop.frozen))
     state = loop.fit(Sampler(run, work))
-    loss_curve(run.read_metrics(), run.path / "loss.png")
+    unit = work.learner.objective.loss_unit
+    loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")
     if not run.model.exists():
         publish_model(run, work)
     emit(Saved(STEP, str(run.model), "model"))
