@@ -166,5 +166,9 @@ def test_merge_writes_a_folder_and_says_what_it_measured(tmp_path: Path, tunesmi
     assert code == 0, err
     assert found["difference"] <= 1e-5 and found["num_questions"] == 8 and found["probes"] == "none"
     assert (tmp_path / "merged" / "config.json").is_file()
-    code, _, err = tunesmith("models", "merge", str(tmp_path / "merged"), "--to", str(tmp_path / "again"))
+    (tmp_path / "home" / "runs").mkdir(parents=True)
+    (tmp_path / "merged").rename(tmp_path / "home" / "runs" / "plain")
+    code, _, err = tunesmith("models", "merge", "plain", "--to", str(tmp_path / "again"))  # by its name among the runs
     assert code == 1 and "plain already" in err
+    code, _, err = tunesmith("models", "merge", "plane", "--to", str(tmp_path / "again"))
+    assert code == 1 and "there is no folder of this name" in err

@@ -207,6 +207,8 @@ def test_what_is_not_merged_says_why(place: Place, tuned: RunFolder, bottleneck:
     assert caught.value.code == "cannot_merge"
     with pytest.raises(UserError, match="plain already"):
         merge(place.base("llama", "causal"), tmp_path / "one", emit=silent)
+    with pytest.raises(UserError, match="no folder of this name"):
+        merge("nothere", tmp_path / "one", emit=silent)
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="the folder exists"):
         merge(tuned.path, tmp_path / "taken", emit=silent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -124,7 +125,7 @@ def rollback(
 @app.command()
 def merge(
     ctx: typer.Context,
-    run: Annotated[str, typer.Argument(show_default=False, help="A finished run, or a folder with a PEFT adapter.")],
+    run: Annotated[str, typer.Argument(show_default=False, help="A run, its name, or a folder with a PEFT adapter.")],
     to: Annotated[str, typer.Option("--to", show_default=False, help="The folder to write; it must not exist.")],
     precision: Annotated[str, typer.Option(help="What the weights are written in: fp32 or bf16.")] = "fp32",
 ) -> None:
@@ -135,7 +136,9 @@ def merge(
     from tunesmith.steps.merge import merge as run_step
 
     session: Session = ctx.obj
-    merged = run_step(run, to, precision=precision, emit=session.emit)
+    by_name = session.home.runs / run
+    target: str | Path = by_name if by_name.is_dir() and not Path(run).exists() else run
+    merged = run_step(target, to, precision=precision, emit=session.emit)
     session.result(merged.to_dict(), text=merged.path)
 
 

@@ -77,7 +77,14 @@ def merge(
     if precision not in ("fp32", "bf16"):
         raise UserError(f'`precision` is fp32 or bf16, not "{precision}".', code="bad_value", where="precision")
     name, source, out = str(target), resolve(str(target)), Path(folder)
-    if not is_adapter(source) or not isinstance(source, Path):
+    if not isinstance(source, Path):
+        raise UserError(
+            "there is no folder of this name, and only what lies on this machine is merged.",
+            code="no_file",
+            where=name,
+            remedy="Name a run, or a folder that peft saved.",
+        )
+    if not is_adapter(source):
         raise UserError(
             "there is no adapter to merge: the model is plain already.",
             code="nothing_to_merge",
