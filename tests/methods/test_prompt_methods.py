@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,25 @@ def test_a_padded_batch_is_classified_as_each_text_alone(method: str, architectu
         alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         assert torch.allclose(logits, alone, atol=1e-4), architecture
     assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@torch.no_grad()
+def test_padding_that_is_moved_is_not_warned_of(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = adapted("prompt_tuning", architecture, "classify")
+    logger = logging.getLogger(type(model.get_base_model()).forward.__module__)
+    told: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    logger.addHandler(handler)
+    try:
+        logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+        ids = padded(rows(), 0)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        logger.warning("something else")
+    finally:
+        logger.removeHandler(handler)
+    assert told == ["something else"]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama", "gpt2"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from logging import ERROR, getLogger
+from logging import ERROR, Filter, LogRecord, getLogger
 from typing import Any
 
 import transformers.utils.logging
@@ -29,3 +29,21 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
+
+
+class _WithoutPaddingLine(Filter):
+    """Holds back one line alone: that padding is not seen in embeddings."""
+
+    def filter(self, record: LogRecord) -> bool:
+        return "will not detect padding tokens in `inputs_embeds`" not in record.getMessage()
+
+
+_WITHOUT_PADDING_LINE = _WithoutPaddingLine()
+
+
+def hush_padding_line(model: Any) -> None:
+    """Hold back transformers' warning that this classifier sees no padding in embeddings: for a caller that moves it.
+
+    The filter is put on the logger of the module that defines the forward pass, once.
+    """
+    getLogger(type(model).forward.__module__).addFilter(_WITHOUT_PADDING_LINE)

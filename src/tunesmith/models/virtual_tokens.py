@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from tunesmith.core.errors import UserError
 from tunesmith.models.anatomy import backbone, blocks, embeddings, is_classifier, is_encoder_decoder, is_tagger
 from tunesmith.models.configuration import family
+from tunesmith.models.quiet import hush_padding_line
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 """The network that makes virtual tokens while training; PEFT does not read it."""
@@ -66,7 +67,9 @@ def read_last_token(model: Any) -> None:
     the left there, and positions are counted from each row's first virtual token. Rows without padding stay the same.
     """
     if is_classifier(model) and not is_tagger(model) and family(model.config) == "decoder":
-        model.get_base_model().register_forward_pre_hook(_move_padding_left, with_kwargs=True)
+        base = model.get_base_model()
+        base.register_forward_pre_hook(_move_padding_left, with_kwargs=True)
+        hush_padding_line(base)
 
 
 def _move_padding_left(base: Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
