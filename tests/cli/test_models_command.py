@@ -166,7 +166,7 @@ def test_merge_writes_a_folder_and_says_what_it_measured(tmp_path: Path, tunesmi
     assert code == 0, err
     assert found["difference"] <= 1e-5 and found["num_questions"] == 8 and found["probes"] == "none"
     assert (tmp_path / "merged" / "config.json").is_file()
-    (tmp_path / "home" / "runs").mkdir(parents=True)
+    (tmp_path / "home" / "runs").mkdir(parents=True, exist_ok=True)
     (tmp_path / "merged").rename(tmp_path / "home" / "runs" / "plain")
     code, _, err = tunesmith("models", "merge", "plain", "--to", str(tmp_path / "again"))  # by its name among the runs
     assert code == 1 and "plain already" in err
