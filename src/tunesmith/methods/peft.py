@@ -3,9 +3,9 @@
 The type's paper and settings stand in PEFT's documentation; a wrong type or setting is refused with the nearest right
 one, before weights load. Which matrices are adapted is found by structure where the settings do not say it: all of
 the blocks' (LN_TUNING: all norms). The types' papers differ widely in their learning rates, so set `train.lr`: the
-default belongs to none of them, and is ten times what PEFT's own comparison gives all of them. Refused are types whose
-training needs more than a loss of Tunesmith's (ADALORA's calls after every step, CPT's own loss, tasks' ids), and those
-that are methods here under their own names.
+default belongs to none of them, and is ten times the one that PEFT's own comparison begins from. Refused are types
+whose training needs more than a loss of Tunesmith's (ADALORA's calls after every step, CPT's own loss, tasks' ids),
+and those that are methods here under their own names.
 """
 
 from __future__ import annotations
