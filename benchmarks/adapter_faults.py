@@ -114,7 +114,7 @@ def train(options: Any, one: dict[str, Any]) -> dict[str, Any]:
     recipe = make_recipe(
         {
             "name": "adapter-faults",
-            "model": options.model,
+            "model": {"name": options.model, "precision": "fp32"},
             "data": {
                 "source": str(options.data / "train.csv"),
                 "test": str(options.data / "test.csv"),
