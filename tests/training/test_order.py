@@ -125,3 +125,14 @@ def test_a_source_with_few_rows_is_spread_over_the_steps():
     assert len(holds) == 4
     gaps = np.diff(holds)
     assert gaps.max() - gaps.min() <= 1
+
+
+def test_steps_of_padded_rows_weigh_the_same_whatever_their_lengths():
+    """A classifier's loss is divided by rows: with steps of equal tokens a row of 80 tokens would count tenfold."""
+    lengths = [8] * 400 + [80] * 100
+    order = Order.plan(lengths, TrainSettings(tokens_per_step=700, epochs=1), 3, weights=[1.0] * len(lengths))
+    steps = [order.rows(step) for step in range(order.num_steps)]
+    assert sorted(row for step in steps for row in step) == list(range(500))
+    sizes = [len(step) for step in steps]
+    assert order.num_steps == 16
+    assert max(sizes) - min(sizes) <= 2

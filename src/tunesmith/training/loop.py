@@ -74,7 +74,8 @@ class Loop:
         self.emit = emit
         assert isinstance(settings.lr, float), settings.lr
         self.peak_learning_rate = settings.lr
-        self.order = Order.plan(rows.lengths, settings, seed, strata=mixture.strata(rows, learner))
+        weights = [row.weight for row in rows.features]
+        self.order = Order.plan(rows.lengths, settings, seed, strata=mixture.strata(rows, learner), weights=weights)
         self.accelerator = Accelerator(
             cpu=learner.device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=run.path
         )

@@ -6,7 +6,9 @@ sees every source in its share; a source that is read 2.5 times per epoch has tw
 
 Packed rows are read just so. Padded rows are first sorted by length within a window of some steps, whose steps then
 come in random order: a step then goes through the model in one or two micro-batches with little padding, where rows
-of all lengths would need many small ones.
+of all lengths would need many small ones. The steps of a window have nearly equal weight (rows of a classifier, learnt
+tokens of a text) and not equal tokens: a step's loss is divided by its weight, so a row among few long ones would
+otherwise count more than one among many short ones.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +47,14 @@ class Stratum:
 
 @dataclass
 class Order:
-    """The rows of every step. `lengths` are tokens per row."""
+    """The rows of every step. `lengths` are tokens per row, `weights` what each adds to its step's weight."""
 
     lengths: Sequence[int]
     steps_per_epoch: int
     num_steps: int
     seed: int
     strata: tuple[Stratum, ...]
+    weights: Sequence[float] = ()
     _epoch: tuple[int, list[tuple[int, ...]]] = field(default=(-1, []), repr=False)
     """The steps of the epoch asked for last."""
 
@@ -62,17 +66,18 @@ class Order:
         *,
         is_packed: bool = False,
         strata: Sequence[Stratum] = (),
+        weights: Sequence[float] = (),
     ) -> Order:
         """Steps of about `tokens_per_step` tokens for the wished number of epochs or steps.
 
-        Without `strata` all rows are one source.
+        Without `strata` all rows are one source; without `weights` a row weighs its tokens.
         """
         strata = tuple(strata) or (Stratum(tuple(range(len(lengths))), is_packed),)
         tokens = sum(sum(lengths[row] for row in one.rows) * one.copies for one in strata)
         most = max(one.num_reads for one in strata)  # so that no step is empty
         per_epoch = max(1, min(most, round(tokens / settings.tokens_per_step)))
         num_steps = settings.steps or max(1, round(settings.epochs * per_epoch))
-        return Order(lengths, per_epoch, num_steps, seed, tuple(strata))
+        return Order(lengths, per_epoch, num_steps, seed, tuple(strata), weights or lengths)
 
     def rows(self, step: int) -> tuple[int, ...]:
         """The row numbers of a step (from 0), in the order they are read."""
@@ -103,7 +108,8 @@ class Order:
         if one.is_packed:
             return steps
         windows = [steps[first : first + WINDOW] for first in range(0, len(steps), WINDOW)]
-        return [step for window in windows for step in _regroup(window, lengths, random)]
+        weights = np.asarray(self.weights)
+        return [step for window in windows for step in _regroup(window, lengths, weights, random)]
 
 
 def micro_batches(
@@ -115,17 +121,19 @@ def micro_batches(
     return [tuple(rows[place] for place in group) for group in groups]
 
 
-def _regroup(steps: Sequence[Rows], lengths: NDArray[np.int64], random: np.random.Generator) -> list[Rows]:
-    """The same rows in as many steps, each of like lengths, in random order."""
+def _regroup(
+    steps: Sequence[Rows], lengths: NDArray[np.int64], weights: NDArray[Any], random: np.random.Generator
+) -> list[Rows]:
+    """The same rows in as many steps, each of like lengths and nearly equal weight, in random order."""
     rows = np.concatenate(steps)
     by_length = rows[np.argsort(lengths[rows], kind="stable")]
-    regrouped = _cut(by_length, lengths, len(steps))
+    regrouped = _cut(by_length, weights, len(steps))
     return [regrouped[place] for place in random.permutation(len(regrouped))]
 
 
-def _cut(rows: Rows, lengths: NDArray[np.int64], count: int) -> list[Rows]:
-    """Rows in `count` pieces of nearly equal tokens, none of them empty."""
-    ends = np.cumsum(lengths[rows])
+def _cut(rows: Rows, sizes: NDArray[Any], count: int) -> list[Rows]:
+    """Rows in `count` pieces of nearly equal size together, none of them empty."""
+    ends = np.cumsum(sizes[rows])
     marks = ends[-1] * np.arange(1, count) / count
     bounds = [0]
     for number, cut in enumerate(np.searchsorted(ends, marks).tolist(), 1):
