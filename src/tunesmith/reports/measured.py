@@ -166,7 +166,7 @@ def rates(row: Report) -> str:
     if row["notes"]:
         return f"C = {row['notes']['C']:g} ({', '.join(row['notes']['tried'])}){edge}"
     if row["learning_rate"] is None:
-        return "the method's own" if row["kind"] == "fine-tuning" else "–"
+        return "the recipe's, or its own" if row["kind"] == "fine-tuning" else "–"
     tried = [f"{found['lr']:g}" for found in row["tries"]]
     return f"{row['learning_rate']:g}" + (f" ({', '.join(tried)}){edge}" if tried else "")
 
