@@ -25,10 +25,10 @@ NOTE = (
 INTRO = """\
 It is often said that encoders suit classification and decoders generation. Here both classify: the same rows, tokens
 per step, epochs and seeds, every weight trained, one learning rate for both of a random pair. The budget is small, so
-what is ahead here need not be ahead after a longer training. An encoder's tokens see both sides and its head reads the first token; a decoder's see what is before them, and its head reads the
-last one. The pair of random weights has one shape, one tokenizer and one budget, so it differs in the architecture
-alone. A pre-trained pair differs in size and in what it was trained on, too: it shows what one can have, and not which
-architecture is better."""
+what is ahead here need not be ahead after a longer training. An encoder's tokens see both sides and its head reads
+the first token; a decoder's see what is before them, and its head reads the last one. The pair of random weights has
+one shape, one tokenizer and one budget, so it differs in the architecture alone. A pre-trained pair differs in size
+and in what it was trained on, too: it shows what one can have, and not which architecture is better."""
 
 
 def classifiers_page(report: Report) -> str:
