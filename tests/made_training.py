@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.core.events import Emit, silent
 from tunesmith.core.plugins import build
 from tunesmith.core.records import (
     ChatExample,
@@ -31,6 +32,7 @@ from tunesmith.recipe import TrainSettings
 from tunesmith.training.encode import Rows, encode_rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.loop import Loop
+from tunesmith.training.mixture import Mixture
 
 LABELS = ("no", "yes", "maybe")
 WORDS = (
@@ -98,15 +100,29 @@ def make_loop(folder: Path, method: Method, architecture: str, objective: str, *
     built: Objective = build("objectives", objective)
     learner = make_learner(method, architecture, built)
     rows = make_rows(built, tiny(architecture, built.task)[1])
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     wanted = {"steps": 6, "tokens_per_step": 16, "lr": 1e-2, "validations": 3, "patience": 0, "keep": "last"}
+    return loop_in(folder, learner, rows, rows, {**wanted, **settings})
+
+
+def loop_in(
+    folder: Path,
+    learner: Learner,
+    rows: Rows,
+    validation: Rows,
+    settings: dict[str, Any],
+    emit: Emit = silent,
+    mixture: Mixture = Mixture(),
+) -> Loop:
+    """A training in `folder`, which is made with its checkpoints' where it is not there."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     return Loop(
         learner,
         rows,
-        rows,
-        settings=TrainSettings(**{**wanted, **settings}),
+        validation,
+        settings=TrainSettings(**settings),
         run=RunFolder(folder),
         seed=5,
         fingerprint="f",
-        emit=lambda event: None,
+        emit=emit,
+        mixture=mixture,
     )

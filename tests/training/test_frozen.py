@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from made_training import loop_in
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Event, Progress
+from tunesmith.core.events import Event, Progress, silent
 from tunesmith.core.records import LabelExample, Origin, PairExample, TextExample
-from tunesmith.core.run import RunFolder
 from tunesmith.methods.feature_extraction import FeatureExtraction
 from tunesmith.methods.full import Full
 from tunesmith.methods.last_k import LastK
@@ -22,7 +22,6 @@ from tunesmith.models.tiny import ARCHITECTURES, ENCODERS, tiny, tiny_config
 from tunesmith.objectives.classification import Classification
 from tunesmith.objectives.clm import CLM
 from tunesmith.objectives.seq2seq import Seq2Seq
-from tunesmith.recipe import TrainSettings
 from tunesmith.training import frozen
 from tunesmith.training.encode import encode_rows
 from tunesmith.training.learner import Learner
@@ -54,19 +53,9 @@ def _loop(folder: Path, architecture: str, task: str, method, *, events: list[Ev
     examples = [_example(task, line, text) for line, text in enumerate(TEXTS, 1)]
     rows = encode_rows(examples, objective, tokenizer, max_length=64, labels=loaded.labels)[0]
     held_out = encode_rows(examples[:9], objective, tokenizer, max_length=64, labels=loaded.labels)[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
     torch.manual_seed(3)
-    return Loop(
-        learner,
-        rows,
-        held_out,
-        settings=TrainSettings(**{**SETTINGS, **settings}),
-        run=RunFolder(folder),
-        seed=5,
-        fingerprint="f",
-        emit=(events.append if events is not None else lambda event: None),
-    )
+    emit = silent if events is None else events.append
+    return loop_in(folder, learner, rows, held_out, {**SETTINGS, **settings}, emit)
 
 
 def _turn_dropout_on(model) -> None:

@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from made_training import loop_in
 from tunesmith.core.errors import Interrupted, UserError
-from tunesmith.core.events import Event, Metric, Warning
+from tunesmith.core.events import Event, Metric, Warning, silent
 from tunesmith.core.records import Origin, TextExample
-from tunesmith.core.run import RunFolder
 from tunesmith.methods.full import Full
 from tunesmith.methods.lora import LoRA
 from tunesmith.models.load import Loaded
 from tunesmith.models.tiny import tiny
 from tunesmith.objectives.clm import CLM
-from tunesmith.recipe import TrainSettings
 from tunesmith.training.encode import Rows, encode_rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.loop import Loop, validation_steps
@@ -45,18 +44,7 @@ def _loop(folder: Path, events: list[Event] | None = None, *, method=None, dropo
         loaded, method.attach(model), method=method, objective=CLM(), precision="fp32", packing="auto"
     )
     rows = _rows(tokenizer)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    return Loop(
-        learner,
-        rows,
-        rows,
-        settings=TrainSettings(**{**SETTINGS, **settings}),
-        run=RunFolder(folder),
-        seed=5,
-        fingerprint="f",
-        emit=(events.append if events is not None else lambda event: None),
-    )
+    return loop_in(folder, learner, rows, rows, {**SETTINGS, **settings}, silent if events is None else events.append)
 
 
 def _digest(loop: Loop) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunesmith.core.events import Event, Metric
+from made_training import loop_in
+from tunesmith.core.events import Event, Metric, silent
 from tunesmith.core.records import LabelExample, Origin, PairExample, TextExample
 from tunesmith.core.run import RunFolder
 from tunesmith.methods.full import Full
@@ -16,7 +17,6 @@ from tunesmith.models.tiny import tiny
 from tunesmith.objectives.classification import Classification
 from tunesmith.objectives.clm import CLM
 from tunesmith.objectives.seq2seq import Seq2Seq
-from tunesmith.recipe import TrainSettings
 from tunesmith.training.encode import Rows, encode_rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.loop import Loop
@@ -48,19 +48,8 @@ def _learner(seed: int, task: str, objective, num_labels: int = 3) -> tuple[Lear
     return learner, tokenizer
 
 
-def _loop(folder: Path, learner: Learner, rows: Rows, mixture: Mixture, emit=lambda event: None, **settings) -> Loop:
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return Loop(
-        learner,
-        rows,
-        rows,
-        settings=TrainSettings(**{**SETTINGS, **settings}),
-        run=RunFolder(folder),
-        seed=5,
-        fingerprint="f",
-        emit=emit,
-        mixture=mixture,
-    )
+def _loop(folder: Path, learner: Learner, rows: Rows, mixture: Mixture, emit=silent, **settings) -> Loop:
+    return loop_in(folder, learner, rows, rows, {**SETTINGS, **settings}, emit, mixture)
 
 
 def _mixed(tmp_path: Path, **settings) -> tuple[Loop, list[Event]]:

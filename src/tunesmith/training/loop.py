@@ -236,7 +236,7 @@ class Loop:
             learner = self.mixture.learner(name, self.learner)
             batch = learner.batch([seen[row] for row in group])
             loss, metrics = learner.loss(batch)
-            self.accelerator.backward(loss * self.mixture.scale(name, weights[name]) if self.mixture.is_joint else loss)
+            self.accelerator.backward(loss * self.mixture.scale(name, weights[name]))
             tallies[name].add(loss.item(), batch.weight, metrics)
         return tallies
 
