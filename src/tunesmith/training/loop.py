@@ -8,43 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tunesmith.core.errors import Interrupted, UserError
-from tunesmith.core.events import Emit, Metric, Progress, Saved, Warning
+from tunesmith.core.errors import Interrupted
+from tunesmith.core.events import Emit, Saved, Warning
 from tunesmith.core.run import RunFolder
-from tunesmith.models.machine import peak_memory_bytes
 from tunesmith.objectives.base import Features
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
 from tunesmith.training.encode import Rows
 from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
-from tunesmith.training.guard import SPIKE, SpikeWatch, is_out_of_memory, stopping_on_signals
+from tunesmith.training.guard import is_out_of_memory, stopping_on_signals
+from tunesmith.training.journal import STEP, Journal, Validation
 from tunesmith.training.learner import Learner
-from tunesmith.training.mixture import Mixture, Tally, by_source
+from tunesmith.training.mixture import Mixture, Tally
 from tunesmith.training.optim import learning_rate_at, make_optimizer, set_learning_rate
 from tunesmith.training.order import Order
 
-STEP = "train"
 Sampler = Callable[[int], None]
 """Called after each validation with the step; shows what the model answers now."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The loss over validation rows, per unit of weight (nats per token, or per row for classes)."""
-
-    loss: float
-    sums: dict[str, float]
-    weight: float
-    sources: Mapping[str, Tally] = field(default_factory=dict)
-    """Of each source; one without a name where there is one."""
 
 
 class Loop:
@@ -84,9 +70,8 @@ class Loop:
         self.optimizer = make_optimizer(self.tensors, settings, lambda name: trainable[name][1], learner.method.decays)
         self.tallies: dict[str, Tally] = {}
         self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
-        self.spikes = SpikeWatch()
         self.frozen = self._plan_frozen()
-        self._started, self._first_step = time.perf_counter(), 0
+        self.journal = Journal(run, settings, self.order, emit=emit, accelerator=self.accelerator)
 
     def restore(self) -> int:
         """Go on from the newest valid checkpoint; the step it was written after (0: none)."""
@@ -128,9 +113,8 @@ class Loop:
 
     def _fit(self, sample: Sampler) -> TrainingState:
         marks = validation_steps(self.order.num_steps, self.settings.validations)
-        self._started, self._first_step = time.perf_counter(), self.state.step
-        self._start_trackers()
-        with stopping_on_signals(self._announce_stop) as request:
+        self.journal.begin(self.state.step)
+        with stopping_on_signals(lambda: self.journal.stopping(self.state.step + 1)) as request:
             while self.state.step < self.order.num_steps and not self._is_exhausted():
                 self._step()
                 is_mark = self.state.step in marks
@@ -186,9 +170,11 @@ class Loop:
                 for name, one in self.tallies.items():
                     before = state.source_losses.get(name, [0.0, 0.0])
                     state.source_losses[name] = [before[0] + one.loss, before[1] + one.weight]
-            self._log_step(loss_sum / weight, norm, rate)
+            self.journal.step(state, self.tallies, loss=loss_sum / weight, norm=norm, rate=rate)
         else:
-            self._log_bad_step(rows, loss_sum, norm)
+            state.bad_steps += 1
+            what = "loss" if not math.isfinite(loss_sum) else "gradient"
+            self.journal.bad_step(state, [self.rows.origins[row] for row in rows[:3]], what)
 
     def update(self, rows: Sequence[int], rate: float) -> tuple[float, float, float]:
         """One optimiser step on these rows: their loss sum, its weight, the gradient's norm before clipping.
@@ -264,56 +250,6 @@ class Loop:
             nn.utils.clip_grads_with_norm_(self.tensors.values(), self.settings.max_grad_norm, norm)
         return norm.item()
 
-    def _log_step(self, loss: float, norm: float, rate: float) -> None:
-        state = self.state
-        record: dict[str, Any] = {
-            "step": state.step,
-            "of": self.order.num_steps,
-            "epoch": round(state.step / self.order.steps_per_epoch, 4),
-            "train_loss": loss,
-            **by_source("train_loss", self.tallies),
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "tokens": state.num_tokens,
-            "trained_tokens": state.num_trained_tokens,
-            "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
-            "memory_bytes": peak_memory_bytes(),
-        }
-        self.run.append_metrics(record)
-        self.accelerator.log({"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm}, state.step)
-        values = {**record, "left_seconds": self._left_seconds()}
-        self.emit(Progress(STEP, state.step, self.order.num_steps, "training", "step", values))
-        ratio = self.spikes.ratio(norm)
-        if ratio > SPIKE:
-            clipped = f"; clipped to {self.settings.max_grad_norm:g}" if self.settings.max_grad_norm else ""
-            text = f"step {state.step}: gradient norm {norm:.1f}, {ratio:.0f} times its median{clipped}"
-            values = {"step": state.step, "grad_norm": norm, "median": norm / ratio}
-            self.emit(Warning(STEP, "grad_spike", text, values))
-
-    def _left_seconds(self) -> float:
-        """Until the last step, validations included, at the pace of this process so far."""
-        pace = (time.perf_counter() - self._started) / max(1, self.state.step - self._first_step)
-        return pace * (self.order.num_steps - self.state.step)
-
-    def _log_bad_step(self, rows: Sequence[int], loss_sum: float, norm: float) -> None:
-        state = self.state
-        state.bad_steps += 1
-        names = ", ".join(dict.fromkeys(self.rows.origins[row] for row in rows[:3]))
-        what = "loss" if not math.isfinite(loss_sum) else "gradient"
-        self.run.append_metrics(
-            {"step": state.step, "of": self.order.num_steps, "skipped": f"the {what} is not finite"}
-        )
-        text = f"step {state.step}: the {what} is not a finite number; the step was skipped (rows {names}, …)"
-        self.emit(Warning(STEP, "not_finite", text, {"step": state.step}))
-        if state.bad_steps > self.settings.max_bad_steps:
-            raise UserError(
-                f"{state.bad_steps} steps in a row, the last of them {state.step}, gave a {what} that is not a finite "
-                f"number (rows {names}, …).",
-                code="not_finite",
-                where=str(self.run.path),
-                remedy="Lower train.lr, or set model.precision=fp32, or look at these rows.",
-            )
-
     def _validate(self) -> None:
         state = self.state
         validation = self.validate()
@@ -323,28 +259,9 @@ class Loop:
             save_best(self.run.checkpoints, state.step, self.tensors)
         else:
             state.validations_since_best += 1
-        record: dict[str, Any] = {
-            "step": state.step,
-            "of": self.order.num_steps,
-            "validation_loss": validation.loss if math.isfinite(validation.loss) else None,
-            **_finite(by_source("validation_loss", validation.sources)),
-            "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
-            "memory_bytes": peak_memory_bytes(),
-        }
-        if "correct" in validation.sums and not self.mixture.is_joint:
-            record["validation_accuracy"] = validation.sums["correct"] / validation.weight
-        for name, one in validation.sources.items():
-            if "correct" in one.metrics and len(validation.sources) > 1:
-                record[f"validation_accuracy.{name}"] = one.metrics["correct"] / one.weight
-        train_loss = state.loss_sum / state.loss_weight if state.loss_weight else None  # since the last validation
-        sources = {name: Tally(loss, weight) for name, (loss, weight) in state.source_losses.items()}
+        self.journal.validation(state, validation, is_best=is_best, is_joint=self.mixture.is_joint)
         state.loss_sum = state.loss_weight = 0.0
         state.source_losses = {}
-        self.run.append_metrics({**record, "validation": True})
-        self.accelerator.log({"validation/loss": validation.loss}, state.step)
-        values = {"train_loss": train_loss, **by_source("train_loss", sources)}
-        values |= {key: value for key, value in record.items() if key not in ("step", "of")}
-        self.emit(Metric(STEP, values, at=state.step, of=self.order.num_steps, is_best=is_best))
 
     def _save(self) -> None:
         path = save_checkpoint(
@@ -360,20 +277,8 @@ class Loop:
     def _is_exhausted(self) -> bool:
         return bool(self.settings.patience) and self.state.validations_since_best >= self.settings.patience
 
-    def _announce_stop(self) -> None:
-        text = f"finishing step {self.state.step + 1}, then saving; again to stop now"
-        self.emit(Warning(STEP, "stopping", text, {"step": self.state.step + 1}))
-
     def _resume_command(self) -> str:
         return f"tunesmith train --resume {self.run.path}"
-
-    def _start_trackers(self) -> None:
-        if self.settings.trackers:
-            self.accelerator.init_trackers("tunesmith", init_kwargs={"wandb": {"name": self.run.name}})
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def validation_steps(num_steps: int, validations: int) -> frozenset[int]:
