@@ -82,7 +82,7 @@ def make_learner(method: Method, architecture: str, objective: Objective, *, pac
     """
     method.check_task(objective.task)
     model, tokenizer = tiny(architecture, objective.task, labels=labels_of(objective), problem=objective.problem)
-    method.check_model(model.config)
+    method.check_model(model.config, objective.task)
     loaded = Loaded(model, tokenizer, objective.task, labels_of(objective), "tiny")
     torch.manual_seed(0)
     attached = method.attach(model)

@@ -76,7 +76,7 @@ def test_it_is_documented(method: Method) -> None:
 def test_a_refusal_says_why_and_comes_before_the_weights(method: Method, family: tuple[str, Any]) -> None:
     try:
         method.check_task(family[1])
-        method.check_model(tiny(*family)[0].config)
+        method.check_model(tiny(*family)[0].config, family[1])
     except UserError as fault:
         assert fault.code == "method_refused"
         assert method.name in fault.message
@@ -190,7 +190,7 @@ def test_training_lowers_the_loss(method: Method, family: tuple[str, Any]) -> No
     architecture, task = family
     try:
         method.check_task(task)
-        method.check_model(tiny(*family)[0].config)
+        method.check_model(tiny(*family)[0].config, family[1])
     except UserError:
         pytest.skip(f"{method.name} refuses {task}")
     torch.manual_seed(1)

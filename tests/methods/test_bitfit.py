@@ -23,13 +23,13 @@ def trained(model: Any) -> set[str]:
 def test_every_bias_trains_or_the_model_is_refused_before_its_weights(architecture: str) -> None:
     model, _ = tiny(architecture)
     if architecture not in WITH_BIASES:
-        for refuse in (lambda: BitFit().check_model(model.config), lambda: BitFit().attach(model)):
+        for refuse in (lambda: BitFit().check_model(model.config, "causal"), lambda: BitFit().attach(model)):
             with pytest.raises(UserError, match="this model's blocks have no biases") as caught:
                 refuse()
             assert caught.value.code == "method_refused"
             assert "ia3" in caught.value.remedy and "lora" in caught.value.remedy
         return
-    BitFit().check_model(model.config)
+    BitFit().check_model(model.config, "causal")
     heads = tuple(f"{name}." for name in head_modules(model)) if is_classifier(model) else ()
     wanted = {name for name, _ in model.named_parameters() if name.endswith("bias") or name.startswith(heads or "-")}
     assert trained(BitFit().attach(model)) == wanted
@@ -56,7 +56,7 @@ def test_bert_trains_the_papers_share() -> None:
 def test_two_biases_of_each_block_as_in_the_papers_fourth_section(architecture: str, endings: set[str]) -> None:
     method = BitFit(biases="query_mlp")
     model, _ = tiny(architecture)
-    method.check_model(model.config)
+    method.check_model(model.config, "causal")
     heads = tuple(f"{name}." for name in head_modules(model)) if is_classifier(model) else ("-",)
     found = {name for name in trained(method.attach(model)) if not name.startswith(heads)}
     assert {next(end for end in endings if name.endswith(end)) for name in found} == endings
@@ -66,7 +66,7 @@ def test_two_biases_of_each_block_as_in_the_papers_fourth_section(architecture: 
 def test_a_model_without_those_two_is_refused(architecture: str, what: str) -> None:
     model, _ = tiny(architecture)
     with pytest.raises(UserError, match=f"needs a bias of {what} alone") as caught:
-        BitFit(biases="query_mlp").check_model(model.config)
+        BitFit(biases="query_mlp").check_model(model.config, "causal")
     assert caught.value.remedy.startswith("Set method.biases=all")
 
 

@@ -89,20 +89,20 @@ def test_llama_has_exactly_these_parameters() -> None:
 
 def test_a_mixture_of_experts_is_refused_before_its_weights_and_its_attention_can_be_scaled() -> None:
     model, _ = tiny("mixtral")
-    for refuse in (lambda: IA3().check_model(model.config), lambda: IA3().attach(model)):
+    for refuse in (lambda: IA3().check_model(model.config, "causal"), lambda: IA3().attach(model)):
         with pytest.raises(UserError, match="experts of a mixture") as caught:
             refuse()
         assert caught.value.code == "method_refused"
         assert caught.value.remedy == "Set method.parts: [keys, values], or use `method: lora`."
     method = IA3(parts=("keys", "values"))
-    method.check_model(model.config)
+    method.check_model(model.config, "causal")
     assert {name.rpartition(".")[2] for name in vectors(method.attach(model))} == {"k_proj", "v_proj"}
 
 
 def test_keys_alone_are_refused_where_one_matrix_makes_keys_and_values() -> None:
     model, _ = tiny("gpt2")
     with pytest.raises(UserError, match="queries, keys and values at once") as caught:
-        IA3(parts=("keys", "mlp")).check_model(model.config)
+        IA3(parts=("keys", "mlp")).check_model(model.config, "causal")
     assert caught.value.remedy.startswith("Set method.parts: [keys, values, mlp]")
     assert vectors(IA3(parts=("keys",)).attach(tiny("llama")[0]))
 

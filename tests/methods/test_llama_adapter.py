@@ -85,7 +85,7 @@ def test_prompts_stay_fp32_on_a_bf16_base_and_answer_without_autocast(tmp_path: 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma", "t5"])
 def test_what_peft_cannot_extend_is_refused_by_its_configuration(architecture: str) -> None:
     with pytest.raises(UserError, match="PEFT can that of gpt2, llama, mistral") as caught:
-        LlamaAdapter().check_model(tiny(architecture)[0].config)
+        LlamaAdapter().check_model(tiny(architecture)[0].config, "causal")
     assert caught.value.code == "method_refused"
 
 
@@ -93,7 +93,7 @@ def test_classes_and_too_few_layers_are_refused() -> None:
     with pytest.raises(UserError, match="cannot train a new head"):
         LlamaAdapter().check_task("classify")
     with pytest.raises(UserError, match="the model has 3 layers"):
-        LlamaAdapter(num_plain_layers=3).check_model(tiny("llama")[0].config)
+        LlamaAdapter(num_plain_layers=3).check_model(tiny("llama")[0].config, "causal")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])

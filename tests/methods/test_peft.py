@@ -91,12 +91,12 @@ def test_what_trains_is_fp32_on_a_bf16_base(kind: str) -> None:
 def test_targets_are_found_in_every_family_or_refused_before_weights(kind: str, architecture: str) -> None:
     model, _ = tiny(architecture)
     if (kind, architecture) == ("LOHA", "gpt2"):
-        for refuse in (lambda: method(kind).check_model(model.config), lambda: method(kind).attach(model)):
+        for refuse in (lambda: method(kind).check_model(model.config, "causal"), lambda: method(kind).attach(model)):
             with pytest.raises(UserError, match=r"Conv1D'> not supported") as caught:
                 refuse()
             assert caught.value.code == "method_refused"
         return
-    method(kind).check_model(model.config)
+    method(kind).check_model(model.config, "causal")
     attached: Any = method(kind).attach(model)
     blocks = {name for name, p in attached.named_parameters() if p.requires_grad and ".0." in name}
     assert blocks

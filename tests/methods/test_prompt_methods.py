@@ -221,8 +221,25 @@ def test_training_goes_on_only_where_the_network_was_kept(
 def test_prefix_tuning_refuses_a_model_without_a_cache_by_its_configuration(architecture: str) -> None:
     config = tiny(architecture)[0].config
     with pytest.raises(UserError, match=f"a {architecture} model has none") as caught:
-        build("methods", "prefix_tuning").check_model(config)
+        build("methods", "prefix_tuning").check_model(config, "causal")
     assert caught.value.code == "method_refused"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_encoder_decoders_classifier_is_refused_by_its_configuration(method: str) -> None:
+    for architecture in ("t5", "bart"):
+        config = tiny(architecture)[0].config  # that of a model that writes: only the task tells
+        with pytest.raises(UserError, match="transformers wants token ids there") as caught:
+            build("methods", method).check_model(config, "classify")
+        assert caught.value.code == "method_refused"
+        build("methods", method).check_model(config, "seq2seq")
+
+
+def test_prefix_tuning_refuses_t5s_tagger_by_its_configuration() -> None:
+    config = tiny("t5")[0].config
+    with pytest.raises(UserError, match="a t5 model that tags words has none"):
+        build("methods", "prefix_tuning").check_model(config, "tag")
+    build("methods", "prompt_tuning").check_model(config, "tag")
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
@@ -235,7 +252,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises((UserError, ValidationError), match="without it it has no effect"):
         build("methods", {"name": "prefix_tuning", "hidden_size": 64})
     with pytest.raises(UserError, match="the model reads 256 tokens in all"):
-        build("methods", {"name": "prompt_tuning", "num_tokens": 256}).check_model(tiny("llama")[0].config)
+        build("methods", {"name": "prompt_tuning", "num_tokens": 256}).check_model(tiny("llama")[0].config, "causal")
 
 
 def test_virtual_tokens_take_their_share_of_the_context() -> None:

@@ -351,3 +351,20 @@ def test_a_head_that_meant_something_else_is_forgotten_and_a_number_stays_one(tm
     assert torch.equal(loaded.model.classifier.weight, saved)
     assert loaded.labels == ("number",)
     assert problem_of(load_trained(folder, precision="fp32")) == "regression"
+
+
+def test_a_method_refuses_a_model_for_a_task_before_its_weights_are_read(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "t5", "t5")
+    (folder / "model.safetensors").write_bytes(b"unreadable")
+    method = build("methods", "prompt_tuning")
+    with pytest.raises(UserError, match="cannot train an encoder-decoder's classifier"):
+        load_base(
+            ModelSettings(name=str(folder)),
+            "classify",
+            labels=("a", "b"),
+            trains_base_weights=False,
+            precision="fp32",
+            seed=1,
+            check=method.check_model,
+            method=method,
+        )

@@ -35,8 +35,8 @@ class Method(Plugin):
             UserError: It cannot, with the reason.
         """
 
-    def check_model(self, config: Any) -> None:
-        """Refuse a model this method cannot train, by its transformers configuration, before any weight is loaded.
+    def check_model(self, config: Any, task: str) -> None:
+        """Refuse a model this method cannot train for a task, by its transformers configuration, before weights load.
 
         Raises:
             UserError: It cannot, with the reason.

@@ -27,7 +27,7 @@ class BitFit(PlainMethod):
     biases: Literal["all", "query_mlp"] = "all"
     """All biases, or the paper's two of each block: of the queries and of the MLP's first matrix."""
 
-    def check_model(self, config: Any) -> None:
+    def check_model(self, config: Any, task: str) -> None:
         """Refuse a model whose blocks have no biases.
 
         Raises:

@@ -42,7 +42,7 @@ class IA3(PeftMethod):
             )
         return parts
 
-    def check_model(self, config: Any) -> None:
+    def check_model(self, config: Any, task: str) -> None:
         """Refuse a model whose keys, values or MLP are no matrices of their own.
 
         Raises:

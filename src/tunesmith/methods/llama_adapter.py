@@ -48,7 +48,7 @@ class LlamaAdapter(PeftMethod):
             remedy="Use `method: lora` or `method: prompt_tuning`, or `objective: sft` with labels as answers.",
         )
 
-    def check_model(self, config: Any) -> None:
+    def check_model(self, config: Any, task: str) -> None:
         """Refuse attention that PEFT cannot extend, and a model without upper layers.
 
         Raises:
@@ -73,10 +73,10 @@ class LlamaAdapter(PeftMethod):
 
     def attach(self, model: Module) -> Module:
         """PEFT's wrapper around the model: only the prompts and their gates train, in fp32."""
-        from tunesmith.models.anatomy import is_classifier
+        from tunesmith.models.anatomy import task_of
 
-        self.check_task("classify" if is_classifier(model) else "causal")
-        self.check_model(model.config)
+        self.check_task(task_of(model))
+        self.check_model(model.config, task_of(model))
         return super().attach(model)
 
     def peft_config(self, model: Module) -> Any:

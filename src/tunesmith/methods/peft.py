@@ -71,7 +71,7 @@ class Peft(PeftMethod):
             )
         self._config(known)
 
-    def check_model(self, config: Any) -> None:
+    def check_model(self, config: Any, task: str) -> None:
         """Refuse a model whose kind of layer the type does not take.
 
         Raises:

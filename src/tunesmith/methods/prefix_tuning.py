@@ -24,6 +24,9 @@ from tunesmith.models.prompt_method import PromptMethod
 if TYPE_CHECKING:
     from torch.nn import Module
 
+ENCODER_TAGS = ("t5", "mt5", "umt5")
+"""Encoder-decoders that tag words with their encoder alone, which keeps no cache."""
+
 
 class PrefixTuning(PromptMethod):
     """Keys and values before those of each layer train; the result is an adapter in PEFT's format."""
@@ -53,7 +56,7 @@ class PrefixTuning(PromptMethod):
             )
         return self
 
-    def check_model(self, config: Any) -> None:
+    def check_model(self, config: Any, task: str) -> None:
         """Refuse a model without a cache of keys and values, to which a prefix could be added.
 
         Raises:
@@ -61,17 +64,17 @@ class PrefixTuning(PromptMethod):
         """
         from tunesmith.models.prompt_start import takes_cache
 
-        super().check_model(config)
-        if not takes_cache(config):
-            raise _no_cache(config)
+        super().check_model(config, task)
+        if not takes_cache(config) or (task == "tag" and config.model_type in ENCODER_TAGS):
+            raise _no_cache(config, task)
 
     def attach(self, model: Module) -> Module:
         """PEFT's wrapper around the model: only the prefix trains (and a classifier's head), in fp32."""
-        from tunesmith.models.prompt_start import common_tokens, prefix_weights, takes_cache, text_tokens
+        from tunesmith.models.anatomy import task_of
+        from tunesmith.models.prompt_start import common_tokens, prefix_weights, text_tokens
         from tunesmith.models.virtual_tokens import cached
 
-        if not takes_cache(model.config):
-            raise _no_cache(model.config)
+        self.check_model(model.config, task_of(model))
         start = None
         if self.init == "text":
             start = prefix_weights(cached(model, text_tokens(model, self.text, self.num_tokens)))
@@ -112,9 +115,10 @@ class PrefixTuning(PromptMethod):
         )
 
 
-def _no_cache(config: Any) -> UserError:
+def _no_cache(config: Any, task: str) -> UserError:
+    what = f"{config.model_type} model that tags words" if task == "tag" else f"{config.model_type} model"
     return UserError(
-        f"prefix_tuning puts keys and values into the model's cache, and a {config.model_type} model has none.",
+        f"prefix_tuning puts keys and values into the model's cache, and a {what} has none.",
         code="method_refused",
         remedy="Use `method: prompt_tuning`, `method: p_tuning` or `method: lora`.",
     )

@@ -99,6 +99,11 @@ def is_tagger(model: Module) -> bool:
     return type(plain(model)).__name__.endswith("ForTokenClassification")
 
 
+def task_of(model: Module) -> str:
+    """What the model's head is for, as far as methods tell it apart: `tag`, `classify`, or text (`causal`)."""
+    return "tag" if is_tagger(model) else "classify" if is_classifier(model) else "causal"
+
+
 def is_encoder_decoder(model: Module) -> bool:
     """Whether a decoder attends to an encoder."""
     return bool(getattr(plain(model).config, "is_encoder_decoder", False))

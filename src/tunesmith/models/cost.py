@@ -79,7 +79,7 @@ def method_cost(method: Method, settings: ModelSettings, task: Task | None = Non
     check_task(config, task, settings.name)
     if task == "classify":
         set_labels(config, ("no", "yes"), opened.tokenizer())
-    method.check_model(config)
+    method.check_model(config, task)
     with quiet(), torch.device("meta"):
         model = auto_class(task).from_config(config)
     if num_parameters(model)[1] <= MOST_BUILT:

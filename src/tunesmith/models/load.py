@@ -73,15 +73,15 @@ def load_base(  # noqa: PLR0913 - everything that decides what is loaded
     trains_base_weights: bool,
     precision: Precision,
     seed: int,
-    check: Callable[[Any], None] | None = None,
+    check: Callable[[Any, Task], None] | None = None,
     method: Method | None = None,
 ) -> Loaded:
     """The model to train, on the processor, in evaluation mode.
 
     Weights are fp32 where they train or where `precision` says so, otherwise (frozen) bf16. A finished adapter run
     as base is merged first; where `method`, task and labels are its own, that very adapter goes on (`attach`).
-    `seed` decides every weight that no checkpoint gives. `check` may refuse the model by its configuration, before
-    weights are read.
+    `seed` decides every weight that no checkpoint gives. `check` may refuse the model by its configuration
+    and the task, before weights are read.
 
     Raises:
         UserError: No such model, the wrong kind for the task (said before weights are read), a checkpoint with
@@ -108,7 +108,7 @@ def load_base(  # noqa: PLR0913 - everything that decides what is loaded
         config = Opened(root, root_name, revision).config()
         check_task(config, task, settings.name)
         if check is not None:
-            check(config)
+            check(config, task)
         if isinstance(source, Path) and goes_on(read_card(source), method, task, labels, problem):
             return _to_go_on(source, settings, task, labels, problem, precision, seed)
     with as_plain(source, settings.name) as folder:
@@ -117,7 +117,7 @@ def load_base(  # noqa: PLR0913 - everything that decides what is loaded
         check_task(config, task, settings.name)
         check_vocabulary(config, tokenizer, settings.name)
         if check is not None:
-            check(config)
+            check(config, task)
         known, known_problem = labels_of(config), config.problem_type
         names = labels or (known if task in LABELLED else ())
         if task in LABELLED:

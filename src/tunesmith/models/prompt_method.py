@@ -44,14 +44,20 @@ class PromptMethod(PeftMethod):
                 remedy="Use `method: full` or `method: lora`, or an objective that writes text or chooses a class.",
             )
 
-    def check_model(self, config: Any) -> None:
-        """The virtual tokens must leave room for a text.
+    def check_model(self, config: Any, task: str) -> None:
+        """The virtual tokens must leave room for a text, and the model must take them.
 
         Raises:
-            UserError: They do not.
+            UserError: They do not, or the model is an encoder-decoder that classifies rows.
         """
         from tunesmith.models.configuration import context_length
 
+        if task == "classify" and getattr(config, "is_encoder_decoder", False):
+            raise UserError(
+                f"{self.name} cannot train an encoder-decoder's classifier: transformers wants token ids there.",
+                code="method_refused",
+                remedy="Use `method: lora`, or an encoder.",
+            )
         context = context_length(config)
         if self.num_tokens >= context:
             raise UserError(
@@ -69,15 +75,14 @@ class PromptMethod(PeftMethod):
         return HEAD_LEARNING_RATE / self.learning_rate if ".modules_to_save." in parameter else 1.0
 
     def attach(self, model: Module) -> Module:
-        """PEFT's wrapper around the model: only the virtual tokens train (and a classifier's head), in fp32."""
-        from tunesmith.models.anatomy import is_classifier, is_encoder_decoder
+        """PEFT's wrapper around the model: only the virtual tokens train (and a classifier's head), in fp32.
 
-        if is_classifier(model) and is_encoder_decoder(model):
-            raise UserError(
-                f"{self.name} cannot train an encoder-decoder's classifier: transformers wants token ids there.",
-                code="method_refused",
-                remedy="Use `method: lora`, or an encoder.",
-            )
+        Raises:
+            UserError: As `check_model`.
+        """
+        from tunesmith.models.anatomy import task_of
+
+        self.check_model(model.config, task_of(model))
         return super().attach(model)
 
     def save(self, model: Module, folder: Path) -> None:
