@@ -9,6 +9,9 @@ come in random order: a step then goes through the model in one or two micro-bat
 of all lengths would need many small ones. The steps of a window have nearly equal weight (rows of a classifier, learnt
 tokens of a text) and not equal tokens: a step's loss is divided by its weight, so a row among few long ones would
 otherwise count more than one among many short ones.
+
+All of it is work on arrays: an epoch of ten million rows is laid out in a few seconds, and takes about 40 bytes a row
+while that is done and 8 afterwards.
 """
 
 from __future__ import annotations
@@ -28,13 +31,14 @@ WINDOW = 16
 """Steps whose padded rows are sorted together: enough for like lengths, few enough to stay random."""
 
 Rows = NDArray[np.int64]
+Numbers = Sequence[int] | Sequence[float] | NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stratum:
     """The rows of one source."""
 
-    rows: tuple[int, ...]
+    rows: Sequence[int] | NDArray[Any]
     is_packed: bool
     copies: float = 1.0
     """How often each row is read in an epoch, at least once; the half of 1.5 is drawn anew in every epoch."""
@@ -49,55 +53,57 @@ class Stratum:
 class Order:
     """The rows of every step. `lengths` are tokens per row, `weights` what each adds to its step's weight."""
 
-    lengths: Sequence[int]
+    lengths: NDArray[Any]
     steps_per_epoch: int
     num_steps: int
     seed: int
     strata: tuple[Stratum, ...]
-    weights: Sequence[float] = ()
-    _epoch: tuple[int, list[tuple[int, ...]]] = field(default=(-1, []), repr=False)
+    weights: NDArray[Any]
+    _epoch: tuple[int, list[Rows]] = field(default=(-1, []), repr=False)
     """The steps of the epoch asked for last."""
 
     @staticmethod
     def plan(
-        lengths: Sequence[int],
+        lengths: Numbers,
         settings: TrainSettings,
         seed: int,
         *,
         is_packed: bool = False,
         strata: Sequence[Stratum] = (),
-        weights: Sequence[float] = (),
+        weights: Numbers | None = None,
     ) -> Order:
         """Steps of about `tokens_per_step` tokens for the wished number of epochs or steps.
 
         Without `strata` all rows are one source; without `weights` a row weighs its tokens.
         """
-        strata = tuple(strata) or (Stratum(tuple(range(len(lengths))), is_packed),)
-        tokens = sum(sum(lengths[row] for row in one.rows) * one.copies for one in strata)
+        sizes = np.asarray(lengths)
+        strata = tuple(strata) or (Stratum(np.arange(len(sizes)), is_packed),)
+        tokens = sum(int(sizes[np.asarray(one.rows, dtype=np.int64)].sum()) * one.copies for one in strata)
         most = max(one.num_reads for one in strata)  # so that no step is empty
         per_epoch = max(1, min(most, round(tokens / settings.tokens_per_step)))
         num_steps = settings.steps or max(1, round(settings.epochs * per_epoch))
-        return Order(lengths, per_epoch, num_steps, seed, tuple(strata), weights or lengths)
+        return Order(sizes, per_epoch, num_steps, seed, strata, sizes if weights is None else np.asarray(weights))
 
     def rows(self, step: int) -> tuple[int, ...]:
         """The row numbers of a step (from 0), in the order they are read."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._steps(epoch))
-        return self._epoch[1][index]
+        return tuple(self._epoch[1][index].tolist())
 
-    def _steps(self, epoch: int) -> list[tuple[int, ...]]:
-        lengths = np.asarray(self.lengths)
+    def _steps(self, epoch: int) -> list[Rows]:
         several = len(self.strata) > 1
         parts = [
-            self._part(one, lengths, np.random.default_rng((self.seed, epoch, *((place,) if several else ()))))
+            self._part(one, np.random.default_rng((self.seed, epoch, *((place,) if several else ()))))
             for place, one in enumerate(self.strata)
         ]
-        return [tuple(row for part in parts for row in part[step].tolist()) for step in range(self.steps_per_epoch)]
+        if not several:
+            return parts[0]
+        return [np.concatenate([part[step] for part in parts]) for step in range(self.steps_per_epoch)]
 
-    def _part(self, one: Stratum, lengths: NDArray[np.int64], random: np.random.Generator) -> list[Rows]:
+    def _part(self, one: Stratum, random: np.random.Generator) -> list[Rows]:
         """The pieces of one source in an epoch's steps; empty ones where it has fewer reads than there are steps."""
-        count, own = self.steps_per_epoch, np.asarray(one.rows, dtype=np.int64)
+        count, own, lengths = self.steps_per_epoch, np.asarray(one.rows, dtype=np.int64), self.lengths
         rounds = -(-one.num_reads // max(1, len(own)))
         permuted = [own[random.permutation(len(own))] for _ in range(rounds)]
         rows = np.concatenate(permuted)[: one.num_reads] if permuted else own
@@ -108,21 +114,20 @@ class Order:
         if one.is_packed:
             return steps
         windows = [steps[first : first + WINDOW] for first in range(0, len(steps), WINDOW)]
-        weights = np.asarray(self.weights)
-        return [step for window in windows for step in _regroup(window, lengths, weights, random)]
+        return [step for window in windows for step in _regroup(window, lengths, self.weights, random)]
 
 
 def micro_batches(
-    rows: Sequence[int], lengths: Sequence[int], micro_tokens: int, *, is_packed: bool
+    rows: Sequence[int], lengths: Sequence[int] | NDArray[Any], micro_tokens: int, *, is_packed: bool
 ) -> list[tuple[int, ...]]:
     """The rows of a step in groups that go through the model at once."""
-    sizes = [lengths[row] for row in rows]
+    sizes = [int(lengths[row]) for row in rows]
     groups = pack(sizes, micro_tokens) if is_packed else bucket(sizes, micro_tokens)
     return [tuple(rows[place] for place in group) for group in groups]
 
 
 def _regroup(
-    steps: Sequence[Rows], lengths: NDArray[np.int64], weights: NDArray[Any], random: np.random.Generator
+    steps: Sequence[Rows], lengths: NDArray[Any], weights: NDArray[Any], random: np.random.Generator
 ) -> list[Rows]:
     """The same rows in as many steps, each of like lengths and nearly equal weight, in random order."""
     rows = np.concatenate(steps)
