@@ -201,7 +201,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_the_step_stays(tmp_path
 
     try:
         kind.loss = greedy
-        tight.validation = Rows(*(field[:1] for field in (tight.rows.features, tight.rows.lengths, tight.rows.origins)))
+        tight.validation = tight.rows.first(1)
         tight.fit(_quiet)
     finally:
         kind.loss = original

@@ -87,7 +87,8 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenP
     speed = f" ({ratio:.1f} times fp32 on this machine)" if learner.precision == "bf16" and ratio else ""
     layout = f"padded, in groups of like length: {learner.padded_because}" if learner.padded_because else "packed"
     often = work.data.copies
-    read = sum(length * often.get(work.rows.source(row), 1.0) for row, length in enumerate(work.rows.lengths))
+    rows = work.rows
+    read = sum(int(rows.lengths[rows.rows_of(name)].sum()) * often.get(name, 1.0) for name in rows.names)
     epochs = num_steps * recipe.train.tokens_per_step / max(read, 1)
     resumed = f" · goes on after step {first}" if first else ""
     steps = f"{count(num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens ({epochs:.3g} epochs)"

@@ -34,6 +34,8 @@ MEMORY_SHARE = 0.25
 """Of the free memory that `auto` takes for states; the rest is for training."""
 DISK_SHARE = 0.5
 """Of the free disk that `auto` takes."""
+BYTES_OF_A_TOKEN = 80
+"""Of a row in memory: two tuples' pointers and the numbers that they point to."""
 RECORD = "frozen.json"
 """The file of the run that keeps the decision, so that a resumed run computes the same bits."""
 NUM_PROBES = 8
@@ -82,10 +84,13 @@ class FrozenPlan:
         )
 
 
-def plan_frozen(learner: Learner, rows: Sequence[Features], settings: TrainSettings, run: RunFolder) -> FrozenPlan:
+def plan_frozen(
+    learner: Learner, rows: Sequence[Features], settings: TrainSettings, run: RunFolder, *, num_tokens: int = 0
+) -> FrozenPlan:
     """Whether the method's frozen blocks can run once for `rows`, the rows that are read more than once.
 
-    A run that began with or without kept states goes on so.
+    `num_tokens` are those of all the rows, which are held in memory beside their states. A run that began with or
+    without kept states goes on so.
 
     Raises:
         UserError: `train.cache` names a place without room for them, or a resumed run lost its room.
@@ -95,12 +100,16 @@ def plan_frozen(learner: Learner, rows: Sequence[Features], settings: TrainSetti
     frozen = _frozen_blocks(learner)
     if not frozen:
         return FrozenPlan()
-    plan = _examine(learner, tuple(rows), frozen)
-    if plan.reason:
-        return plan
     before = run.read_json(RECORD)
     if before is not None and not before["is_kept"]:
         return FrozenPlan(reason=before["reason"])
+    if before is None and num_tokens * BYTES_OF_A_TOKEN > psutil.virtual_memory().available * MEMORY_SHARE:
+        plan = FrozenPlan(reason=f"{count(len(rows))} rows are too many to be held in memory beside their features")
+        run.write(RECORD, {**plan.record(), "num_rows": len(rows)})
+        return plan
+    plan = _examine(learner, tuple(rows), frozen)
+    if plan.reason:
+        return plan
     plan = _with_place(plan, settings.cache, run, is_needed=before is not None)
     if before is None:
         run.write(RECORD, plan.record())

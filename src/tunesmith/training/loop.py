@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +21,7 @@ from tunesmith.core.run import RunFolder
 from tunesmith.objectives.base import Features
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
-from tunesmith.training.encode import Rows
+from tunesmith.training.encode import Joined, Rows
 from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
 from tunesmith.training.guard import is_out_of_memory, stopping_on_signals
 from tunesmith.training.journal import STEP, Journal, Validation
@@ -60,14 +61,21 @@ class Loop:
         self.emit = emit
         assert isinstance(settings.lr, float), settings.lr
         self.peak_learning_rate = settings.lr
-        weights = [row.weight for row in rows.features]
-        self.order = Order.plan(rows.lengths, settings, seed, strata=mixture.strata(rows, learner), weights=weights)
+        strata = mixture.strata(rows, learner)
+        self.order = Order.plan(rows.lengths, settings, seed, strata=strata, weights=rows.weights)
         self.accelerator = Accelerator(
             cpu=learner.device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=run.path
         )
         trainable = mixture.trainable(learner)
         self.tensors = {name: parameter for name, (parameter, _) in trainable.items()}
-        self.optimizer = make_optimizer(self.tensors, settings, lambda name: trainable[name][1], learner.method.decays)
+        hidden = hidden_matrices(learner.model)
+        self.optimizer = make_optimizer(
+            self.tensors,
+            settings,
+            lambda name: trainable[name][1],
+            learner.method.decays,
+            lambda parameter: id(parameter) in hidden,
+        )
         self.tallies: dict[str, Tally] = {}
         self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
         self.frozen = self._plan_frozen()
@@ -109,7 +117,14 @@ class Loop:
         is_read_again = self.order.num_steps > self.order.steps_per_epoch
         rows = self.rows.features if is_read_again else ()
         held_out = self.validation.features if self.settings.validations > 1 else ()
-        return plan_frozen(self.learner, (*rows, *held_out), self.settings, self.run)
+        num_tokens = self.rows.num_tokens * bool(rows) + self.validation.num_tokens * bool(held_out)
+        plan = plan_frozen(self.learner, Joined((rows, held_out)), self.settings, self.run, num_tokens=num_tokens)
+        if plan.place:  # their states are found by the row itself, so these are the rows from now on
+            if rows:
+                self.rows = replace(self.rows, features=plan.rows[: len(rows)])
+            if held_out:
+                self.validation = replace(self.validation, features=plan.rows[len(rows) :])
+        return plan
 
     def _fit(self, sample: Sampler) -> TrainingState:
         marks = validation_steps(self.order.num_steps, self.settings.validations)
@@ -137,7 +152,7 @@ class Loop:
         for learner in self._learners():
             learner.model.eval()
         tallies = {name: Tally() for name in rows.names}
-        groups = self.mixture.groups(range(len(rows.features)), rows, 2 * self.state.micro_tokens, self.learner)
+        groups = self.mixture.groups(range(len(rows)), rows, 2 * self.state.micro_tokens, self.learner)
         for name, group in groups:
             learner = self.mixture.learner(name, self.learner)
             batch = learner.batch([rows.features[row] for row in group])
@@ -158,7 +173,7 @@ class Loop:
         loss_sum, weight, norm = self.update(rows, rate)
         is_sound = math.isfinite(loss_sum) and math.isfinite(norm)
         state.step += 1
-        state.num_tokens += sum(self.rows.features[row].num_tokens for row in rows)
+        state.num_tokens += int(self.rows.lengths[list(rows)].sum())
         seconds = time.perf_counter() - started
         state.train_seconds += seconds
         if is_sound:
