@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,12 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.publish import (
     MANIFEST,
     content_hash,
+    discard,
     disk_error,
     publishing,
     read_manifest,
     refuse_pickles,
+    remove_stale_drafts,
     sha256,
     verify,
     write_json,
@@ -126,6 +129,43 @@ def test_after_a_kill_publishing_again_needs_no_cleaning(tmp_path: Path) -> None
     verify(publish(target))
 
 
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_AT, str(tmp_path / "killed"), "3", "folder"], check=False)
+    (stale,) = tmp_path.iterdir()
+    with publishing(tmp_path / "alive") as draft:
+        (draft / "a.txt").write_text("a")
+        assert remove_stale_drafts(tmp_path) == 1
+        assert not stale.exists() and draft.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["alive"]
+
+
+def test_a_damaged_folder_gives_way_to_a_whole_one_and_an_equal_one_stays(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "out")
+    before = (folder / MANIFEST).stat().st_ino
+    for text, is_same in (("b", True), ("B", False)):
+        with publishing(folder, is_replaced=True) as draft:
+            (draft / "inner").mkdir()
+            (draft / "inner" / "a.txt").write_text("hello")
+            (draft / "b.txt").write_text(text)
+        verify(folder)
+        assert ((folder / MANIFEST).stat().st_ino == before) == is_same
+    (folder / "b.txt").write_text("torn")
+    with publishing(folder, is_replaced=True) as draft:
+        (draft / "b.txt").write_text("new")
+    assert sorted(verify(folder)["files"]) == ["b.txt"]
+    discard(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sum_that_was_taken_while_writing_is_checked_against_the_disk_on_reading(tmp_path: Path) -> None:
+    sums: dict[str, str] = {}
+    with publishing(tmp_path / "out", sums=sums) as draft:
+        (draft / "a.txt").write_text("what the disk made of it")
+        sums["a.txt"] = "0" * 64  # what was meant
+    with pytest.raises(UserError, match=r"a\.txt do not match"):
+        verify(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
@@ -178,7 +218,7 @@ def test_a_full_disk_is_said_and_leaves_what_was(tmp_path: Path, monkeypatch: py
         publish(tmp_path / "out")
     assert fault.value.code == "disk_full"
     assert "the disk is full" in fault.value.message and "bytes are free" in fault.value.message
-    with pytest.raises(UserError, match="the disk is full"):
+    with pytest.raises(UserError, match=r"the disk is full: 3 bytes are needed and [\d,]+ are free"):
         write_text(tmp_path / "a.json", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "old")]
 
@@ -191,8 +231,9 @@ def test_a_really_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         "import sys, pathlib\nfrom tunesmith.core.errors import UserError\n"
         "from tunesmith.core.publish import publishing\n"
         "root = pathlib.Path(sys.argv[1])\n"
-        "try:\n    with publishing(root / 'out') as draft:\n        (draft / 'big').write_bytes(b'x' * 400_000)\n"
-        "except UserError as fault:\n    print(fault.code, sorted(p.name for p in root.iterdir()))\n"
+        "try:\n    with publishing(root / 'out', needed_bytes=400_000) as draft:\n"
+        "        (draft / 'big').write_bytes(b'x' * 400_000)\n"
+        "except UserError as fault:\n    print(fault.message, sorted(p.name for p in root.iterdir()))\n"
     )
     shell = f'mount -t tmpfs -o size=100k none {tmp_path} && exec "$0" -c "$1" {tmp_path}'
     done = subprocess.run(
@@ -200,7 +241,10 @@ def test_a_really_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     )
     if "mount" in done.stderr and "denied" in done.stderr:
         pytest.skip("mounting is not allowed here")
-    assert done.stdout.strip() == "disk_full []", done.stderr
+    found = re.fullmatch(
+        r"the disk is full: 400,000 bytes are needed and ([\d,]+) are free\. \[\]", done.stdout.strip()
+    )
+    assert found and 0 < int(found[1].replace(",", "")) <= 102_400, (done.stdout, done.stderr)
 
 
 def test_an_io_error_on_sync_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,37 @@ def test_a_resumed_run_drops_the_torn_line_and_what_it_will_log_again(tmp_path: 
     assert run.read_metrics() == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
+def test_metrics_that_a_power_cut_left_unreadable_end_before_it(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.append_metrics({"step": 1, "train_loss.größe": 2.5})
+    whole = run.metrics.read_bytes()
+    for torn in (b'{"step": 2, "train_loss.gr\xc3', b"\0\0\0\n", b'\xff{"step": 2}\n{"step": 3}\n'):
+        run.metrics.write_bytes(whole + torn)
+        assert run.read_metrics() == [{"step": 1, "train_loss.größe": 2.5}]
+        run.keep_metrics(1)
+        assert run.metrics.read_bytes() == whole
+
+
+def test_a_full_disk_is_said_of_metrics_too(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.metrics.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"the disk is full: 12 bytes are needed") as fault:
+        run.append_metrics({"step": 1})
+    assert fault.value.where == str(run.metrics)
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_start(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    for place in (run.path / ".model.tmp-0123abcd", run.checkpoints / ".step-000010.tmp-89abcdef"):
+        place.mkdir()
+        (place / "model.safetensors").write_bytes(b"half")
+    (run.path / ".state.json.tmp-00000000").write_text("{")
+    (run.path / ".notes").write_text("mine")
+    with run.locked():
+        assert sorted(path.name for path in run.path.iterdir()) == [".lock", ".notes", "checkpoints", "recipe.yaml"]
+        assert list(run.checkpoints.iterdir()) == []
+
+
 def test_metrics_refuse_what_is_not_a_number(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         make(tmp_path).append_metrics({"loss": float("inf")})

@@ -1,18 +1,22 @@
 """Publishing is atomic: a folder appears whole, with a manifest of SHA-256 sums, or not at all.
 
 Order: write under a hidden temporary name, sync every file, write and sync manifest.json last,
-rename, sync the parent. Readers accept only what `verify` accepts.
+rename, sync the parent. Readers accept only what `verify` accepts. Who writes a draft holds a lock on it that goes with
+the process, so a draft without one is left over from a kill, and is removed by `remove_stale_drafts`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,47 +24,85 @@ from typing import Any
 from tunesmith.core.errors import UserError
 
 MANIFEST = "manifest.json"
+_DRAFT = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 @contextmanager
-def publishing(target: Path) -> Iterator[Path]:
+def publishing(
+    target: Path, *, sums: Mapping[str, str] = {}, needed_bytes: int = 0, is_replaced: bool = False
+) -> Iterator[Path]:
     """A temporary folder to write into; on a clean exit it becomes `target` with a manifest.
+
+    `sums` may give the SHA-256 of files that were hashed while they were written; it is read at the end.
+    `needed_bytes`, where known, is told if the disk is full. With `is_replaced` a target that exists gives way once the
+    new one is complete; one with the same contents stays.
 
     Raises:
         UserError: `target` exists, or the disk is full or failing.
     """
-    if target.exists():
+    if target.exists() and not is_replaced:
         raise _exists(target)
-    draft = target.parent / f".{target.name}.tmp-{uuid.uuid4().hex[:8]}"
+    fault: OSError | None = None
+    draft, lock = None, -1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
+        remove_stale_drafts(target.parent, f"{target.name}.tmp-")
+        draft, lock = _new_draft(target)
         yield draft
-        _seal(draft)
+        _seal(draft, sums)
+        if is_replaced and target.exists():
+            if _is_same(draft, target):
+                return
+            discard(target)
         draft.rename(target)
         sync_folder(target.parent)
-    except OSError as fault:
+    except OSError as one:
+        fault = one
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+    if fault is not None:  # told when the draft is gone, so that the free bytes are those that there will be
         if fault.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.exists():  # somebody else was first
             raise _exists(target) from None
-        raise disk_error(fault, target) from fault
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise disk_error(fault, target, needed_bytes) from fault
+
+
+def discard(folder: Path) -> None:
+    """Delete a published folder: it is gone as a whole at once, whenever the process is killed."""
+    hidden = folder.parent / _draft_name(folder)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_stale_drafts(folder: Path, name: str = "") -> int:
+    """Delete what killed processes left half-written in a folder (of one `name`, or of all): how many drafts.
+
+    Drafts of processes that live are locked and stay.
+    """
+    if not folder.is_dir():
+        return 0
+    drafts = [path for path in folder.iterdir() if _DRAFT.fullmatch(path.name) and path.name.startswith(f".{name}")]
+    return sum(_is_removed(draft) for draft in drafts)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write one file atomically: temporary name, sync, rename, sync the parent."""
-    draft = path.parent / f".{path.name}.tmp-{uuid.uuid4().hex[:8]}"
+    draft = path.parent / _draft_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8") as file:
+            _lock(file.fileno())
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+            draft.replace(path)
         sync_folder(path.parent)
     except OSError as fault:
-        raise disk_error(fault, path) from fault
+        draft.unlink(missing_ok=True)
+        raise disk_error(fault, path, len(text.encode())) from fault
     finally:
         draft.unlink(missing_ok=True)
 
@@ -106,6 +148,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     raise _damaged(folder, "it has no readable manifest.json")
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether `verify` accepts it."""
+    try:
+        verify(folder)
+    except UserError:
+        return False
+    return True
+
+
 def content_hash(folder: Path) -> str:
     """One SHA-256 over the names and sums of a published folder: its address by content."""
     files = read_manifest(folder)["files"]
@@ -144,15 +195,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def disk_error(fault: OSError, path: Path) -> UserError:
+def disk_error(fault: OSError, path: Path, needed_bytes: int = 0) -> UserError:
     """An operating-system fault on writing as an error with what the user needs to mend it."""
     if fault.errno in (errno.ENOSPC, errno.EDQUOT):
         try:
             free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
         except OSError:
             free = 0
+        needed = f"{needed_bytes:,} bytes are needed and {free:,}" if needed_bytes else f"{free:,} bytes"
         return UserError(
-            f"the disk is full: {free:,} bytes are free.",
+            f"the disk is full: {needed} are free.",
             code="disk_full",
             where=str(path),
             remedy="Free some space and start again; nothing half-written was left.",
@@ -160,12 +212,58 @@ def disk_error(fault: OSError, path: Path) -> UserError:
     return UserError(f"cannot be written: {fault.strerror or fault}.", code="cannot_write", where=str(path))
 
 
-def _seal(draft: Path) -> None:
+def _new_draft(target: Path) -> tuple[Path, int]:
+    """A locked temporary folder, and the descriptor that holds its lock."""
+    while True:
+        draft = target.parent / _draft_name(target)
+        draft.mkdir()
+        try:
+            lock = os.open(draft, os.O_RDONLY)
+        except FileNotFoundError:  # somebody cleaned up between the two calls
+            continue
+        _lock(lock)
+        if draft.exists():
+            return draft, lock
+        os.close(lock)
+
+
+def _draft_name(target: Path) -> str:
+    return f".{target.name}.tmp-{uuid.uuid4().hex[:8]}"
+
+
+def _lock(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks: then drafts are not known to be stale
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_removed(draft: Path) -> bool:
+    try:
+        descriptor = os.open(draft, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+        return True
+    except OSError:  # somebody writes it
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_same(draft: Path, target: Path) -> bool:
+    return is_whole(target) and read_manifest(draft)["files"] == read_manifest(target)["files"]
+
+
+def _seal(draft: Path, sums: Mapping[str, str]) -> None:
     files = {}
     for name, path in _files(draft):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        files[name] = {"bytes": path.stat().st_size, "sha256": sums.get(name) or sha256(path)}
     for folder in {path.parent for _, path in _files(draft)}:
         sync_folder(folder)
     with (draft / MANIFEST).open("w", encoding="utf-8") as file:

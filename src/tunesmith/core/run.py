@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import UserError, suggest
-from tunesmith.core.publish import write_json, write_text
+from tunesmith.core.publish import disk_error, remove_stale_drafts, write_json, write_text
 
 PACKAGES = ("tunesmith", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "safetensors")
 _STEM = re.compile(r"[^./\\\0\n][^/\\\0\n]{0,99}")
@@ -149,8 +149,26 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl; NaN and infinity are refused."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self.append("metrics.jsonl", json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def append(self, name: str, text: str) -> None:
+        """Add text to a file of the run.
+
+        Raises:
+            UserError: The disk is full or failing.
+        """
+        path = self.path / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as fault:
+            raise disk_error(fault, path, len(text.encode())) from fault
+
+    def sync_metrics(self) -> None:
+        """Make the lines of metrics.jsonl durable, as a checkpoint that counts on them is to be."""
+        if self.metrics.is_file():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
 
     def keep_metrics(self, last_step: int) -> None:
         """Drop what was logged after `last_step`, so that a resumed run logs every step once."""
@@ -158,15 +176,20 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl (a torn last line is left out)."""
+        """All lines of metrics.jsonl up to the first that is not whole: a kill or a power cut tears the end."""
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        records = []
+        for line in self.metrics.read_bytes().split(b"\n")[:-1]:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run; the lock goes with the process, so a crash leaves none.
+        """Hold the run; the lock goes with the process, so a crash leaves none. What one left half-written is removed.
 
         Raises:
             UserError: Another process works on it.
@@ -181,6 +204,8 @@ class RunFolder:
                     where=str(self.path),
                     remedy="Wait for it, or stop it.",
                 ) from None
+            for folder in (self.path, self.checkpoints, *(self.path / task for task in self.tasks)):
+                remove_stale_drafts(folder)
             yield
 
 
