@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tunesmith.kernels import block_attention as module
-from tunesmith.kernels.block_attention import block_attention
+from tunesmith.kernels.block_attention import Attend, block_attention, kept
 from tunesmith.kernels.packed_attention import (
     _flash_attention,
     packed_attention,
@@ -14,6 +15,21 @@ from tunesmith.kernels.packed_attention import (
 from tunesmith.models.tiny import tiny
 
 LENGTHS = (3, 1, 7, 5)
+
+
+def _packed(states, lengths, keeps=True, **settings):
+    """Packed attention of examples of these lengths, with or without kept probabilities."""
+    inputs = packed_inputs(lengths)
+    num_kept = inputs["packed_kept"] if keeps else 0
+    borders = {"packed_spans": inputs["packed_spans"], "packed_kept": num_kept}
+    return packed_attention(torch.nn.Module(), *states, None, **borders, **settings)[0]
+
+
+def _alone(query, key, value, attend):
+    """Block attention of one row that is one example."""
+    spans = torch.tensor([(0, 0, query.shape[2], 0, key.shape[2])])
+    num_kept = kept(spans.tolist(), attend.left, attend.right)
+    return block_attention(query, key, value, spans, attend, num_kept=num_kept).transpose(1, 2)
 
 
 @pytest.fixture
@@ -42,10 +58,7 @@ def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_hea
     results = []
     for is_mine in (True, False):
         states = _states(heads, key_heads)
-        if is_mine:
-            output, _ = packed_attention(torch.nn.Module(), *states, None, packed_lengths=LENGTHS)
-        else:
-            output = reference_packed_attention(*states, LENGTHS)
+        output = _packed(states, LENGTHS) if is_mine else reference_packed_attention(*states, LENGTHS)
         output.square().sum().backward()
         results.append([output.detach(), *(state.grad for state in states)])
     for mine, reference in zip(*results, strict=True):
@@ -54,7 +67,7 @@ def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_hea
 
 def test_a_window_hides_what_lies_further_back():
     query, key, value = _states(2, 2)
-    narrow, _ = packed_attention(torch.nn.Module(), query, key, value, None, packed_lengths=(16,), sliding_window=1)
+    narrow = _packed((query, key, value), (16,), sliding_window=1)
     torch.testing.assert_close(narrow.transpose(1, 2), value)  # each token sees only itself
 
 
@@ -66,7 +79,7 @@ def test_block_and_flash_attention_are_one(window, block, small_blocks):
     for is_mine in (True, False):
         query, key, value = _states(4, 2)
         if is_mine:
-            output = block_attention(query[0], key[0], value[0], 0.3, window)[None]
+            output = _alone(query, key, value, Attend(0.3, -1 if window is None else window - 1))
         else:
             output = _flash_attention(query, key, value, dropout=0.0, scale=0.3, window=window)
         output.cos().sum().backward()
@@ -79,30 +92,18 @@ def test_queries_in_fp32_beside_values_in_bf16_train_under_autocast():
     query, key, value = (state.detach() for state in _states(4, 2))
     states = [query.requires_grad_(), key.requires_grad_(), value.bfloat16().requires_grad_()]
     with torch.autocast("cpu", torch.bfloat16):
-        output = block_attention(*(state[0] for state in states), 0.3, None)
+        output = _alone(*states, Attend(0.3))
     output.float().square().sum().backward()
     exact = [state.detach().float().requires_grad_() for state in states]
-    block_attention(*(state[0] for state in exact), 0.3, None).square().sum().backward()
+    _alone(*exact, Attend(0.3)).square().sum().backward()
     assert [state.grad.dtype for state in states] == [torch.float32, torch.float32, torch.bfloat16]
     for mine, reference in zip(states, exact, strict=True):
         torch.testing.assert_close(mine.grad.float(), reference.grad, atol=0.1, rtol=0.1)
 
 
 def test_whole_attention_has_the_right_gradient_numerically():
-    query, key, value = (state[0, :, :6].detach().double().requires_grad_() for state in _states(2, 1))
-    assert torch.autograd.gradcheck(lambda q, k, v: block_attention(q, k, v, 0.5, None), (query, key, value))
-
-
-def test_dropout_takes_the_flash_kernel():
-    torch.manual_seed(0)
-    states = [state.detach() for state in _states(2, 2)]
-    dropped, _ = packed_attention(torch.nn.Module(), *states, None, dropout=0.9, packed_lengths=(16,))
-    assert (dropped == 0).any()
-
-
-def test_softcapping_is_refused():
-    with pytest.raises(NotImplementedError, match="softcapping"):
-        packed_attention(torch.nn.Module(), *_states(2, 2), None, packed_lengths=(16,), softcap=30.0)
+    query, key, value = (state[:, :, :6].detach().double().requires_grad_() for state in _states(2, 1))
+    assert torch.autograd.gradcheck(lambda q, k, v: _alone(q, k, v, Attend(0.5)), (query, key, value))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi", "gemma", "gpt2"])
@@ -139,7 +140,26 @@ def test_packing_ends_with_its_block_even_after_an_error():
     assert model.config._attn_implementation == before
 
 
+def test_a_compiled_block_takes_packs_of_any_lengths_with_one_compilation():
+    model, _ = tiny("llama", "causal")
+    block = model.model.layers[0]
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(block.forward, fullgraph=True, dynamic=True, backend="aot_eager")
+    for lengths in ((5, 8, 3), (9,), (200, 3)):
+        inputs = packed_inputs(lengths)
+        positions, _ = inputs.pop("position_ids"), inputs.pop("use_cache")
+        states = torch.randn(1, sum(lengths), 32, requires_grad=True)
+        angles = model.model.rotary_emb(states, positions)
+        with packing(model):
+            plain, mine = (call(states, position_embeddings=angles, **inputs) for call in (block.forward, compiled))
+        torch.testing.assert_close(mine, plain)
+        gradients = [torch.autograd.grad(output.square().sum(), states)[0] for output in (plain, mine)]
+        torch.testing.assert_close(*gradients)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_positions_restart_at_every_border():
     inputs = packed_inputs((2, 3))
     assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
-    assert inputs["packed_lengths"] == (2, 3)
+    assert inputs["packed_spans"].tolist() == [[0, 0, 2, 0, 2], [0, 2, 5, 2, 5], [0, 0, 0, 0, 0]]

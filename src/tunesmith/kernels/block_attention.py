@@ -1,88 +1,323 @@
-"""Causal attention on a processor, forward and backward, block by block over the lower triangle.
+"""Attention of many examples on a processor, forward and backward, block by block over what their queries may see.
 
 For each block of queries there are three plain products with the keys it may see, so the matrix unit does the work and
-nothing above the diagonal (or left of a sliding window) is computed. PyTorch's own CPU kernel takes 2 to 5 times as
-long for forward and backward together (docs/log.md). The queries that share a key head go through each
-product together, so grouped queries cost no copies of keys.
-Legend: H query heads, K key/value heads, G = H / K, T tokens, D head width, Q queries of a block, S keys it sees.
+nothing above the diagonal, beyond a window, across an example's border or on padding is computed. PyTorch's own CPU
+kernel takes 2 to 5 times as long for forward and backward together (docs/log.md). The queries that share a key head go
+through each product together, so grouped queries cost no copies of keys.
+
+It is one operator to `torch.compile`. The examples are a tensor, so that other lengths compile nothing anew.
+Legend: B rows, H query heads, K key/value heads, G = H / K, T tokens, D head width, N examples, Q queries of a block,
+S keys it sees.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 128
 """Queries at once: few enough to skip most of the upper triangle, enough to fill the matrix unit."""
 LONGEST_KEPT = 1024
-"""Tokens; of longer examples the probabilities are computed again in the backward pass instead of kept."""
+"""Keys; of longer examples the probabilities are computed again in the backward pass instead of kept."""
+UNLIMITED = -1
+"""A reach without an end, as in flash-attention's `window_size`."""
+_PARTS = 2**16
+"""A share of dropped probabilities is a whole number of these parts."""
+
+_Random = np.random.Generator
+Block = tuple[int, int, int, int]
+"""First query, end of the queries, first key and end of the keys that these queries see together."""
+
+
+@dataclass(frozen=True)
+class Attend:
+    """What a query makes of the keys of its example.
+
+    Attributes:
+        scale: What products of queries and keys are multiplied by.
+        left: Keys before its own place that a query sees; -1 for all.
+        right: Keys after its own place that it sees; 0 for causal attention, -1 for all.
+        softcap: Gemma 2's cap c (arXiv:2408.00118, section 2): scores become c tanh(score / c); 0 for none.
+        dropout: The share of probabilities that is set to zero; the others grow by 1 / (1 - share).
+    """
+
+    scale: float
+    left: int = UNLIMITED
+    right: int = 0
+    softcap: float = 0.0
+    dropout: float = 0.0
 
 
 def block_attention(
-    query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float, window: int | None = None
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    spans_N5: Tensor,
+    attend: Attend,
+    *,
+    sinks_H: Tensor | None = None,
+    num_kept: int = 0,
 ) -> Tensor:
-    """softmax(scale Q K^T) V of one example, each query seeing itself and what lies before: [H, T, D].
+    """softmax(scale Q K^T) V within each example: [B, T, H, D], zero where no example is.
 
-    A query sees the last `window` keys at most. Products and scores have the inputs' dtype (autocast's where it is
-    on), softmax sums in fp32.
+    An example is a row of `spans_N5`, whole numbers on the processor: its row of the batch, its first query and the
+    end of its queries, its first key and the end of its keys. Products and scores have the inputs' dtype (autocast's
+    where it is on), softmax sums in fp32. `num_kept` is what `kept` gives for the spans, or 0 to keep no probabilities
+    for the backward pass. `sinks_H` is one more score of every query that leads nowhere (gpt-oss). Dropout takes one
+    number from torch's global random state and draws its own from there.
     """
     if torch.is_autocast_enabled("cpu"):  # fp32 rotary positions give fp32 queries beside bf16 values
         dtype = torch.get_autocast_dtype("cpu")
-        query_HTD, key_KTD, value_KTD = query_HTD.to(dtype), key_KTD.to(dtype), value_KTD.to(dtype)
-    heads, length, width = query_HTD.shape
-    grouped_KGTD = query_HTD.reshape(key_KTD.shape[0], -1, length, width)
-    output: Tensor = _BlockAttention.apply(grouped_KGTD, key_KTD, value_KTD, scale, window)  # type: ignore[no-untyped-call]
-    return output.view(heads, length, width)
+        query_BHTD, key_BKTD, value_BKTD = query_BHTD.to(dtype), key_BKTD.to(dtype), value_BKTD.to(dtype)
+    if sinks_H is not None:
+        sinks_H = sinks_H.to(query_BHTD.dtype)
+    seed = torch.randint(2**62, (1,)) if attend.dropout else None
+    numbers = (attend.scale, attend.left, attend.right, attend.softcap, attend.dropout)
+    states = (query_BHTD, key_BKTD, value_BKTD, spans_N5, sinks_H, seed)
+    output: Tensor = _attention(*states, *numbers, 0 if attend.softcap else num_kept)[0]
+    return output
 
 
-class _BlockAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        length = query.shape[2]
-        output = torch.empty_like(query)
-        kept = []
-        for first, last, low in _blocks(length, window):
-            probabilities = _probabilities(query, key, scale, window, (first, last, low))
-            output[:, :, first:last] = (probabilities @ value[:, low:last]).view_as(output[:, :, first:last])
-            if length <= LONGEST_KEPT:
-                kept.append(probabilities)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.scale, ctx.window = scale, window
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, *kept = ctx.saved_tensors
-        (upstream,) = grad_outputs
-        exact = torch.promote_types(key.dtype, torch.float32)  # blocks add up in fp32 at least
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = torch.zeros_like(key, dtype=exact), torch.zeros_like(value, dtype=exact)
-        for number, (first, last, low) in enumerate(_blocks(query.shape[2], ctx.window)):
-            block = (first, last, low)
-            rows = _rows(query, first, last)
-            probabilities = kept[number] if kept else _probabilities(query, key, ctx.scale, ctx.window, block)
-            above = _rows(upstream, first, last)
-            grad_value[:, low:last] += probabilities.transpose(-1, -2) @ above
-            grad_probabilities = above @ value[:, low:last].transpose(-1, -2)
-            grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, query.dtype)
-            grad_query[:, :, first:last] = (grad_scores @ key[:, low:last]).view_as(grad_query[:, :, first:last])
-            grad_key[:, low:last] += grad_scores.transpose(-1, -2) @ rows
-        return (
-            grad_query.mul_(ctx.scale),
-            grad_key.mul_(ctx.scale).to(key.dtype),
-            grad_value.to(value.dtype),
-            None,
-            None,
-        )
+def kept(spans: Sequence[Sequence[int]], left: int = UNLIMITED, right: int = 0) -> int:
+    """The most probabilities per query head that are kept for the backward pass of such examples."""
+    attend = Attend(1.0, left, right)
+    return sum(
+        (last - first) * (high - low)
+        for _, first_query, end_query, first_key, end_key in spans
+        if end_key - first_key <= LONGEST_KEPT
+        for first, last, low, high in _blocks(end_query - first_query, end_key - first_key, attend)
+    )
 
 
-def _blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:
-    """First query, last query (exclusive) and first key of each block."""
-    bounds = [(first, min(first + BLOCK, length)) for first in range(0, length, BLOCK)]
-    return [(first, last, 0 if window is None else max(0, first - window + 1)) for first, last in bounds]
+@torch.library.custom_op("tunesmith::block_attention", mutates_args=(), device_types="cpu")
+def _attention(  # noqa: PLR0913, PLR0917 - an operator takes tensors and plain numbers
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Tensor,
+    sinks: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
+    dropout: float,
+    num_kept: int,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, T, H, D], and the kept probabilities of all blocks one after the other; dropped ones are negative."""
+    batch, heads, length, _ = query.shape
+    width, key_heads = value.shape[3], key.shape[1]
+    attend = Attend(scale, left, right, softcap, dropout)
+    output = value.new_empty(batch, length, heads, width)
+    if _num_queries(spans) < batch * length:
+        output.zero_()
+    room = _Room(query.new_empty(heads * num_kept))
+    for number, (row, first, end, low, high) in enumerate(spans.tolist()):
+        one = _Example(query[row, :, first:end], key[row, :, low:high], value[row, :, low:high], attend, sinks)
+        into = _grouped(output[row, first:end].transpose(0, 1), key_heads)
+        random = _random(seed, number)
+        for block in one.blocks():
+            probabilities = one.probabilities_of(one.scores(block), block, room.take(one, block))
+            seen = probabilities if random is None else _drop_(probabilities, dropout, random).relu()
+            result = seen @ one.value[:, block[2] : block[3]]
+            into[:, :, block[0] : block[1]] = result.view(key_heads, -1, block[1] - block[0], width)
+    if dropout:
+        output *= 1 / (1 - dropout)
+    return output, room.buffer
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    batch, heads, length, _ = query.shape
+    return value.new_empty(batch, length, heads, value.shape[3]), query.new_empty(heads * others[-1])
+
+
+@torch.library.custom_op("tunesmith::block_attention_backward", mutates_args=(), device_types="cpu")
+def _attention_backward(  # noqa: PLR0913, PLR0917
+    upstream: Tensor,
+    probabilities: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Tensor,
+    sinks: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
+    dropout: float,
+    num_kept: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values and sinks (empty where there are none)."""
+    attend = Attend(scale, left, right, softcap, dropout)
+    key_heads = key.shape[1]
+    grads = [_like(states) for states in (query, key, value)]
+    if _num_queries(spans) < query.shape[0] * query.shape[2] or _num_keys(spans) < key.shape[0] * key.shape[2]:
+        for grad in grads:
+            grad.zero_()
+    grad_sinks = query.new_zeros(0 if sinks is None else sinks.shape[0], dtype=torch.float32)
+    room = _Room(probabilities)
+    for number, (row, first, end, low, high) in enumerate(spans.tolist()):
+        one = _Example(query[row, :, first:end], key[row, :, low:high], value[row, :, low:high], attend, sinks)
+        into = [grads[0][row, :, first:end], grads[1][row, :, low:high], grads[2][row, :, low:high]]
+        above = _grouped(upstream[row, first:end].transpose(0, 1), key_heads)
+        one.backward(above, into, grad_sinks, room, _random(seed, number))
+    return grads[0], grads[1], grads[2], grad_sinks
+
+
+@_attention_backward.register_fake
+def _(upstream: Tensor, probabilities: Tensor, *states: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query, key, value, _, sinks, *_ = states
+    num_sinks = 0 if sinks is None else sinks.shape[0]
+    return _like(query), _like(key), _like(value), query.new_empty(num_sinks, dtype=torch.float32)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], *inputs[:6])
+    ctx.numbers = inputs[6:]
+    ctx.set_materialize_grads(False)  # zeros for the kept probabilities would be as large as they are
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+    if upstream is None:  # nothing depends on the output
+        return (None,) * 12
+    probabilities, query, key, value, spans, sinks, seed = ctx.saved_tensors
+    states = (query, key, value, spans, sinks, seed)
+    *grads, grad_sinks = _attention_backward(upstream, probabilities, *states, *ctx.numbers)
+    return (*grads, None, None if sinks is None else grad_sinks.to(sinks.dtype), *(None,) * 7)
+
+
+_attention.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+class _Example:
+    """The states of one example, and its probabilities block by block."""
+
+    def __init__(self, query_HTD: Tensor, key: Tensor, value: Tensor, attend: Attend, sinks_H: Tensor | None) -> None:
+        self.query = _grouped(query_HTD, key.shape[0])
+        self.key, self.value, self.attend = key, value, attend
+        self.sinks = None if sinks_H is None else sinks_H.view(key.shape[0], -1, 1, 1)
+
+    def blocks(self) -> list[Block]:
+        """Blocks of queries with the keys they see."""
+        return _blocks(self.query.shape[2], self.key.shape[1], self.attend)
+
+    def shape(self, block: Block) -> tuple[int, int, int]:
+        """The shape of a block's probabilities, [K, G x Q, S]."""
+        first, last, low, high = block
+        return self.query.shape[0], self.query.shape[1] * (last - first), high - low
+
+    def scores(self, block: Block) -> Tensor:
+        """Scores before the mask, [K, G x Q, S]."""
+        first, last, low, high = block
+        scores = (_rows(self.query, first, last) * self.attend.scale) @ self.key[:, low:high].transpose(-1, -2)
+        cap = self.attend.softcap
+        return scores.div_(cap).tanh_().mul_(cap) if cap else scores
+
+    def probabilities_of(self, scores: Tensor, block: Block, out: Tensor | None = None) -> Tensor:
+        """What each query of a block gives each key it sees, [K, G x Q, S]; the scores are used up."""
+        _hide_(scores.view(-1, block[1] - block[0], block[3] - block[2]), block, self.attend)
+        if self.sinks is None:
+            return torch.softmax(scores, -1, out=out)
+        sinks = self.sinks.expand(-1, -1, block[1] - block[0], 1).reshape(*scores.shape[:2], 1)
+        probabilities = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+        return probabilities if out is None else out.copy_(probabilities)
+
+    def backward(
+        self, above: Tensor, grads: Sequence[Tensor], grad_sinks: Tensor, room: _Room, random: _Random | None
+    ) -> None:
+        """Write the gradients of queries, keys and values [heads, T, D]; add the sinks' [H]."""
+        attend, blocks = self.attend, self.blocks()
+        into_query = _grouped(grads[0], self.query.shape[0])
+        into_key, into_value = (_Sum(grad, len(blocks)) for grad in grads[1:])
+        for block in blocks:
+            first, last, low, high = block
+            kept_ones = room.take(self, block)
+            slope = None
+            if kept_ones is None:
+                scores = self.scores(block)
+                slope = 1 - (scores / attend.softcap).square() if attend.softcap else None
+                kept_ones = self.probabilities_of(scores, block)
+                if random is not None:
+                    _drop_(kept_ones, attend.dropout, random)
+            given = _rows(above, first, last)
+            if random is not None:
+                given = given * (1 / (1 - attend.dropout))
+            grad_probabilities = given @ self.value[:, low:high].transpose(-1, -2)
+            seen = kept_ones if random is None else kept_ones.relu()
+            into_value.add(seen.transpose(-1, -2) @ given, low, high)
+            if random is not None:
+                grad_probabilities *= kept_ones > 0
+                kept_ones = kept_ones.abs()
+            grad_scores = torch._softmax_backward_data(grad_probabilities, kept_ones, -1, self.query.dtype)
+            if grad_sinks.shape[0]:  # what a sink's score gains, all others lose
+                grad_sinks -= grad_scores.view(*self.query.shape[:2], -1).sum(-1, dtype=torch.float32).flatten()
+            if slope is not None:
+                grad_scores *= slope
+            grad_query = (grad_scores @ self.key[:, low:high]).mul_(attend.scale)
+            into_query[:, :, first:last] = grad_query.view(into_query[:, :, first:last].shape)
+            into_key.add(grad_scores.transpose(-1, -2) @ (_rows(self.query, first, last) * attend.scale), low, high)
+        into_key.finish()
+        into_value.finish()
+
+
+class _Sum:
+    """The sum of what several blocks give the same keys, in fp32 at least, into a gradient [K, T, D]."""
+
+    def __init__(self, grad: Tensor, num_blocks: int) -> None:
+        self.grad = grad
+        exact = torch.promote_types(grad.dtype, torch.float32)
+        self.total = torch.zeros(grad.shape, dtype=exact) if num_blocks > 1 else None
+
+    def add(self, part: Tensor, low: int, high: int) -> None:
+        """Add what one block gives the keys from `low` to `high`."""
+        if self.total is None:
+            self.grad[:, low:high] = part
+        else:
+            self.total[:, low:high] += part
+
+    def finish(self) -> None:
+        """Write the sum."""
+        if self.total is not None:
+            self.grad.copy_(self.total)
+
+
+class _Room:
+    """One buffer for the kept probabilities of all blocks, in order."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer
+        self.taken = 0
+
+    def take(self, example: _Example, block: Block) -> Tensor | None:
+        """The place of the next block's probabilities; None where they are not kept."""
+        if not self.buffer.numel() or example.key.shape[1] > LONGEST_KEPT:
+            return None
+        shape = example.shape(block)
+        first, self.taken = self.taken, self.taken + shape[0] * shape[1] * shape[2]
+        return self.buffer[first : self.taken].view(shape)
+
+
+def _blocks(num_queries: int, num_keys: int, attend: Attend) -> list[Block]:
+    left, right = attend.left, attend.right
+    bounds = [(first, min(first + BLOCK, num_queries)) for first in range(0, num_queries, BLOCK)]
+    return [
+        (first, last, max(0, first - left) if left >= 0 else 0, min(num_keys, last + right) if right >= 0 else num_keys)
+        for first, last in bounds
+    ]
+
+
+def _grouped(states_HTD: Tensor, key_heads: int) -> Tensor:
+    """The heads by the key head that they share: [K, G, T, D]."""
+    heads, length, width = states_HTD.shape
+    return states_HTD.view(key_heads, heads // key_heads, length, width)
 
 
 def _rows(states_KGTD: Tensor, first: int, last: int) -> Tensor:
@@ -90,25 +325,44 @@ def _rows(states_KGTD: Tensor, first: int, last: int) -> Tensor:
     return states_KGTD[:, :, first:last].flatten(1, 2)
 
 
-def _probabilities(query: Tensor, key: Tensor, scale: float, window: int | None, block: tuple[int, int, int]) -> Tensor:
-    """What each query of a block gives each key it sees: [K, G x Q, S]."""
-    first, last, low = block
-    scores = (_rows(query, first, last) * scale) @ key[:, low:last].transpose(-1, -2)
-    by_query = scores.view(-1, last - first, last - low)
-    by_query[..., first - low :].add_(_later(query.dtype)[: last - first, : last - first])
-    if window is not None and first + BLOCK > window:
-        by_query.add_(_out_of_window(block, window, query.dtype))
-    return scores.softmax(-1)
+def _hide_(scores_QS: Tensor, block: Block, attend: Attend) -> None:
+    """Set scores [..., Q, S] to -inf where a key is out of a query's reach."""
+    first, last, low, high = block
+    if attend.right >= 0 and (start := first + attend.right) < high:
+        scores_QS[..., start - low :] += _later(scores_QS.dtype)[: last - first, : high - start]
+    if attend.left >= 0 and (start := first - attend.left) + last - first > low:
+        earlier = _later(scores_QS.dtype).T[: last - first, low - start : last - first]
+        scores_QS[..., : earlier.shape[1]] += earlier[:, : high - low]
 
 
 @cache
 def _later(dtype: torch.dtype) -> Tensor:
-    """-inf where a key of the block itself comes after the query, 0 elsewhere."""
+    """-inf where a column's number is above its row's, 0 elsewhere."""
     return torch.full((BLOCK, BLOCK), float("-inf"), dtype=dtype).triu(1)
 
 
-def _out_of_window(block: tuple[int, int, int], window: int, dtype: torch.dtype) -> Tensor:
-    """-inf where a key lies `window` or more before the query, 0 elsewhere: [Q, S]."""
-    first, last, low = block
-    distance = torch.arange(first, last)[:, None] - torch.arange(low, last)[None, :]
-    return torch.zeros(distance.shape, dtype=dtype).masked_fill_(distance >= window, float("-inf"))
+def _random(seed: Tensor | None, number: int) -> _Random | None:
+    """What the dropout of an example draws from."""
+    return None if seed is None else np.random.Generator(np.random.SFC64([int(seed), number]))
+
+
+def _drop_(probabilities: Tensor, share: float, random: _Random) -> Tensor:
+    """Make a random share of probabilities negative."""
+    count = probabilities.numel()
+    drawn = torch.from_numpy(random.bit_generator.random_raw(-(-count // 4)).view(np.int16)[:count])
+    is_dropped = drawn < round(share * _PARTS) - _PARTS // 2
+    return probabilities.mul_(1 - 2 * is_dropped.view(probabilities.shape).to(probabilities.dtype))
+
+
+def _like(states_BHTD: Tensor) -> Tensor:
+    """Room for a gradient whose heads lie side by side at each token, as the projections want it."""
+    batch, heads, length, width = states_BHTD.shape
+    return states_BHTD.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _num_queries(spans_N5: Tensor) -> int:
+    return int((spans_N5[:, 2] - spans_N5[:, 1]).sum())
+
+
+def _num_keys(spans_N5: Tensor) -> int:
+    return int((spans_N5[:, 4] - spans_N5[:, 3]).sum())

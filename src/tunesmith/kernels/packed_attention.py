@@ -1,10 +1,10 @@
 """Attention over several examples packed into one row, each of which sees only itself.
 
-The model gets `position_ids` that restart and `packed_lengths`; transformers hands both down to the attention
+The model gets `position_ids` that restart and `packed_spans`; transformers hands both down to the attention
 function registered here. Whether an architecture really does is tested on the model itself before training
 (`why_not_packed`), because it cannot be read off a configuration.
 
-On a processor the examples go through block_attention.py, elsewhere (and with dropout) through PyTorch's own kernel.
+On a processor the examples go through block_attention.py, elsewhere through PyTorch's own kernel.
 Legend: B batch (1 here), H query heads, K key/value heads, G = H / K, T tokens, D head width.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tunesmith.kernels.block_attention import block_attention
+from tunesmith.kernels.block_attention import UNLIMITED, Attend, block_attention, kept
 
 NAME = "tunesmith_packed"
 
@@ -33,24 +34,31 @@ def packed_attention(  # noqa: PLR0913 - the signature that transformers calls
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    packed_lengths: Sequence[int],
+    packed_spans: Tensor,
+    packed_kept: int = 0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each of the packed examples: [B, T, H, D].
 
-    `packed_lengths` are the examples' lengths in order; they add up to T.
+    `packed_spans` [N, 5] and `packed_kept` are those of `packed_inputs`; they are the same for all layers.
     """
-    if softcap is not None:
-        raise NotImplementedError("attention with softcapping is not packed")
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    lengths = list(packed_lengths)
+    if query_BHTD.device.type == "cpu":
+        left = UNLIMITED if sliding_window is None else sliding_window - 1
+        attend = Attend(scale, left, 0, softcap or 0.0, dropout)
+        output = block_attention(
+            query_BHTD, key_BKTD, value_BKTD, packed_spans, attend, sinks_H=s_aux, num_kept=packed_kept
+        )
+        return output, None
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("attention with softcapping is not packed")
+    lengths = (packed_spans[:, 2] - packed_spans[:, 1]).tolist()
     parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
     outputs = [
-        block_attention(query[0], key[0], value[0], scale, sliding_window)[None]
-        if query.device.type == "cpu" and not dropout
-        else _flash_attention(query, key, value, dropout=dropout, scale=scale, window=sliding_window)
+        _flash_attention(query, key, value, dropout=dropout, scale=scale, window=sliding_window)
         for query, key, value in parts
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
@@ -72,7 +80,7 @@ def reference_packed_attention(
 
 @contextmanager
 def packing(model: nn.Module) -> Iterator[None]:
-    """Within it the model's attention is cut at the borders given by `packed_lengths`."""
+    """Within it the model's attention is cut at the borders given by `packed_spans`."""
     config: Any = model.config
     before = config._attn_implementation
     config._attn_implementation = NAME
@@ -83,9 +91,21 @@ def packing(model: nn.Module) -> Iterator[None]:
 
 
 def packed_inputs(lengths: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The arguments of a packed forward pass beside `input_ids`: positions [1, T] that restart, and the lengths."""
+    """The arguments of a packed forward pass beside `input_ids`, made once for all layers.
+
+    Positions [1, T] that restart, and what `packed_attention` takes: the examples' borders [N, 5], as
+    `block_attention` takes them, and how many probabilities a layer keeps.
+    """
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
-    return {"position_ids": positions, "packed_lengths": tuple(lengths), "use_cache": False}
+    ends = list(accumulate(lengths))
+    spans = [(0, end - length, end, end - length, end) for length, end in zip(lengths, ends, strict=True)]
+    spans.append((0, 0, 0, 0, 0))  # torch.compile takes a length of 1 for a constant
+    return {
+        "position_ids": positions,
+        "packed_spans": torch.tensor(spans),
+        "packed_kept": kept(spans),
+        "use_cache": False,
+    }
 
 
 @torch.no_grad()
