@@ -2,7 +2,7 @@
 #   make demo    the whole circle on the built-in model and manual, offline, in minutes
 #   make test    the test suite          make check   ruff, mypy, the rules of the tree
 #   make docs    the reference pages     make matrix  what works with what, tried
-#                                        make bench   speed against peers (15 to 30 minutes)
+#                                        make bench   speed against peers (about two hours)
 
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3))
 JOBS ?= 2
@@ -37,7 +37,13 @@ matrix: $(VENV)/.has-dev
 
 bench: $(VENV)/.has-client $(PEER)/.has-peers
 	$(BIN)/python benchmarks/train_speed.py --peer-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/encoder_speed.py
+	$(BIN)/python benchmarks/loss_parity.py
+	$(BIN)/python benchmarks/checkpoint_cost.py
+	$(BIN)/python benchmarks/input.py
+	$(BIN)/python benchmarks/plan_accuracy.py
 	$(BIN)/python benchmarks/frozen.py --model $(ENCODER)
+	$(BIN)/python benchmarks/targets.py
 
 format: $(VENV)/.has-dev
 	$(BIN)/ruff check --fix .

@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from train_speed import RESULTS, keep_latest, machine, say
+from side_by_side import RESULTS, keep, machine, say
 from train_speed_rows import SHARED
 
 from tunesmith.core.events import Event, Progress
@@ -157,10 +155,9 @@ def ours(bench: Bench, title: str, method: Any, cache: Any) -> Measured:
         keep="last",
         cache=cache,
     )
-    few = Rows(rows.features[:1], rows.lengths[:1], rows.origins[:1])
     run = RunFolder.create(bench.scratch, "frozen")
     started = bench.clock()
-    loop = Loop(learner, rows, few, settings=settings, run=run, seed=1, fingerprint="", emit=watch)
+    loop = Loop(learner, rows, rows.first(1), settings=settings, run=run, seed=1, fingerprint="", emit=watch)
     loop.fit(lambda step: None)
     size = loop.order.steps_per_epoch
     ends = [started, *marks[size - 1 :: size]]
@@ -214,21 +211,24 @@ def peer(bench: Bench, title: str, extra: dict[str, Any]) -> Measured:
 
 def publish(measured: list[Measured], bench: Bench, options: argparse.Namespace) -> None:
     """Print the table, keep it with the raw numbers, and put our lines into latest.json."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = report(measured, bench, options)
-    print(text)
     num_rows = len(bench.rows.features)
     head, cached, plain, *peers = measured
     best = min(peers, key=lambda one: one.later)
-    lines = [
-        comparison("frozen/feature_extraction/trainer", head, peers[0], num_rows, options),
-        comparison("frozen/feature_extraction/trainer_best", head, best, num_rows, options),
-        comparison("frozen/last_k/cache_off", cached, plain, num_rows, options),
-    ]
-    keep_latest(options.out, "frozen/", lines)
-    raw = {"machine": machine(options.threads), "clock": options.clock, "measured": [asdict(one) for one in measured]}
-    (options.out / "frozen.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    (options.out / "frozen.md").write_text(text, encoding="utf-8")
+    keep(
+        options.out,
+        "frozen",
+        comparisons=[
+            comparison("frozen/feature_extraction/trainer", head, peers[0], num_rows, options),
+            comparison("frozen/feature_extraction/trainer_best", head, best, num_rows, options),
+            comparison("frozen/last_k/cache_off", cached, plain, num_rows, options),
+        ],
+        raw={
+            "machine": machine(options.threads),
+            "clock": options.clock,
+            "measured": [asdict(one) for one in measured],
+        },
+        page=report(measured, bench, options),
+    )
 
 
 def comparison(name: str, ours: Measured, peer: Measured, num_rows: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def report(measured: list[Measured], bench: Bench, options: argparse.Namespace) 
     lines = [
         "# A head on a frozen encoder, against transformers' Trainer",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d} · {machine(options.threads)} · {options.clock} clock",
+        f"{machine(options.threads)} · {options.clock} clock",
         f"{len(rows.features):,} rows of banking77, {rows.num_tokens / len(rows.features):.1f} tokens each on average; "
         f"{size}, fp32; about "
         f"{ROWS_PER_STEP} rows a step. The first epoch includes what comes before it: for Tunesmith the one pass "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
@@ -14,8 +15,11 @@ MAX_TOKENS = 1024
 IGNORED = -100
 
 
-def make_rows(num_rows: int, path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Chat rows as token ids and labels, the same for both sides, and where their text comes from."""
+def make_rows(num_rows: int, path: Path, *, row_tokens: int = 0) -> tuple[list[dict[str, Any]], str]:
+    """Chat rows as token ids and labels, the same for both sides, and where their text comes from.
+
+    With `row_tokens` every row is so long: chats one after the other, cut.
+    """
     from tunesmith.core.records import Message
     from tunesmith.data.template import encode_chat
     from tunesmith.models.load import load_tokenizer
@@ -24,14 +28,19 @@ def make_rows(num_rows: int, path: Path) -> tuple[list[dict[str, Any]], str]:
     tokenizer = load_tokenizer(ModelSettings(name="tunesmith/base"))
     pairs, where_from = read_pairs()
     random.Random(1).shuffle(pairs)
-    rows = []
-    for question, answer in pairs[:num_rows]:
+    rows: list[dict[str, Any]] = []
+    for question, answer in itertools.cycle(pairs):
         messages = (Message("user", question), Message("assistant", answer))
         chat = encode_chat(tokenizer, messages, max_length=MAX_TOKENS)
-        learnt = zip(chat.input_ids, chat.is_trained, strict=True)
-        rows.append(
-            {"input_ids": list(chat.input_ids), "labels": [i if is_trained else -100 for i, is_trained in learnt]}
-        )
+        ids = list(chat.input_ids)
+        labels = [i if is_trained else IGNORED for i, is_trained in zip(ids, chat.is_trained, strict=True)]
+        if rows and len(rows[-1]["input_ids"]) < row_tokens:
+            rows[-1]["input_ids"] = (rows[-1]["input_ids"] + ids)[:row_tokens]
+            rows[-1]["labels"] = (rows[-1]["labels"] + labels)[:row_tokens]
+        elif len(rows) == num_rows:
+            break
+        else:
+            rows.append({"input_ids": ids, "labels": labels})
     path.write_text(json.dumps(rows), encoding="utf-8")
     return rows, where_from
 

@@ -48,6 +48,25 @@ class Clock(transformers.TrainerCallback):
         self.marks.append((time.perf_counter(), self.trainer.num_tokens, self.trainer.num_labels))
 
 
+def settings(task: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The side's settings, with the rows of a step (or their tokens, for packing) in place of the word `step`."""
+    per_step = task["rows_per_step"]
+    values = {
+        name: per_step if value == "step" and name != "max_length" else value for name, value in task["config"].items()
+    }
+    if values.get("max_length") == "step":
+        values["max_length"] = round(sum(len(row["input_ids"]) for row in rows) / len(rows) * per_step / 64) * 64
+    values.setdefault("max_length", max(len(row["input_ids"]) for row in rows))
+    return {"per_device_train_batch_size": 1, **values}
+
+
+def peak_bytes() -> int:
+    """The most memory held: on the device where there is one, otherwise resident."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Tokens, labels and seconds of the steps after the warm-up, with the peak memory of the process."""
     torch.set_num_threads(task["num_threads"])
@@ -66,7 +85,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         disable_tqdm=True,
         learning_rate=1e-5,
         seed=1,
-        **task["config"],
+        **settings(task, rows),
     )
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = Watched(
@@ -87,7 +106,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         "num_steps": len(clock.marks) - task["warmup_steps"],
         "num_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "versions": {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
