@@ -98,12 +98,8 @@ def numbers(*values: float) -> list[NumberExample]:
     ]
 
 
-def test_numbers_far_from_where_a_head_begins_are_a_warning() -> None:
-    finding = found(numbers(1000.0, 2000.0, 3000.0))["wide_numbers"]
-    assert (finding.level, finding.where) == ("warning", "a:1")
-    assert finding.message.startswith("numbers around 2e+03, spread 816:")
-    assert "wide_numbers" in found(numbers(-40.0, 40.0))
-    assert found(numbers(0.0, 2.5, 5.0)) == {}
+def test_numbers_of_any_unit_are_fine() -> None:
+    assert found(numbers(1000.0, 2000.0, 3000.0)) == {}
 
 
 def test_one_number_in_every_row_is_a_warning() -> None:

@@ -6,7 +6,6 @@ A row that cannot be trained on is an error; a row that can, and perhaps should 
 from __future__ import annotations
 
 import re
-import statistics
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -36,8 +35,6 @@ REPETITIVE_CHARACTERS = 400
 """Shorter answers may repeat themselves."""
 REPETITIVE_RATIO = 15
 """Prose packs 2 to 4 times; an answer that packs so well says one thing over and over."""
-WIDEST_NUMBERS = 10.0
-"""A new head begins near 0, and its steps are small: numbers that lie or spread further off are reached slowly."""
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{2,63}){1,4}\b")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")
 
@@ -133,14 +130,9 @@ def _check_numbers(examples: Sequence[NumberExample], findings: Findings) -> Non
     if len(examples) < 2:
         return
     values = [example.value for example in examples]
-    mean, spread = statistics.fmean(values), statistics.pstdev(values)
-    origin = examples[0].origin
-    if spread == 0:
-        message = f"every row has the number {mean:g}: there is nothing to tell apart"
-        findings.add("warning", "same_number", origin, message, "add rows with other numbers")
-    elif max(abs(mean), spread) > WIDEST_NUMBERS:
-        message = f"numbers around {mean:.3g}, spread {spread:.3g}: a new head begins near 0 and learns them slowly"
-        findings.add("warning", "wide_numbers", origin, message, "shift and divide them, so that they spread about 1")
+    if min(values) == max(values):
+        message = f"every row has the number {values[0]:g}: there is nothing to tell apart"
+        findings.add("warning", "same_number", examples[0].origin, message, "add rows with other numbers")
 
 
 def _check_repeats(examples: Sequence[Example], findings: Findings) -> None:

@@ -12,6 +12,7 @@ import transformers
 from tunesmith.core.errors import UserError, unknown_name
 from tunesmith.models.anatomy import head_modules
 from tunesmith.models.configuration import LABELLED, check_mask, check_task, check_vocabulary, set_labels
+from tunesmith.models.number_head import make_exact
 from tunesmith.models.opened import LOADING_FAULTS, auto_class, first_line
 from tunesmith.models.quiet import quiet
 from tunesmith.objectives.base import Problem, Task
@@ -43,7 +44,7 @@ def random_model(
         set_labels(config, tuple(labels), tokenizer, problem, task)
     try:
         with seeded(seed), quiet():
-            return auto_class(task).from_config(config, dtype=torch.float32).eval()
+            return make_exact(auto_class(task).from_config(config, dtype=torch.float32).eval())
     except LOADING_FAULTS as fault:
         raise UserError(
             f"the sizes do not fit together: {first_line(fault)}.", code="bad_config", where=place

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tunesmith.core.errors import UserError
 from tunesmith.models.anatomy import head_modules
+from tunesmith.models.number_head import make_exact
 from tunesmith.models.quantize import Quantize, keep_layout, quantization
 from tunesmith.models.quiet import quiet
 from tunesmith.models.weights import own_memory
@@ -107,6 +108,7 @@ class Opened:
             )
         own_memory(model)
         keep_layout(model)
+        make_exact(model, self.source)
         model.name_or_path = self.name  # peft writes it into adapter_config.json: what was typed, never a local path
         return model.eval(), missing
 

@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.publish import refuse_pickles
+from tunesmith.models.number_head import make_exact
 from tunesmith.models.quiet import quiet
 
 
@@ -79,6 +80,7 @@ def load_plain(model: Any, folder: Path) -> Module:
         parameter.data = parameter.data.to(dtype)
         parameter.requires_grad_(trains)
     own_memory(loaded)
+    make_exact(loaded)
     loaded.name_or_path = model.name_or_path
     ready: Module = loaded.to(model.device).train(model.training)
     return ready

@@ -123,6 +123,10 @@ class Objective(Plugin):
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         """Tensors and weight of one micro-batch."""
 
+    def unit(self, features: Sequence[Features]) -> tuple[float, float] | None:
+        """Mean and spread of the numbers of all training rows, in whose units they are learnt; None for the rest."""
+        return None
+
     def renew(self, feature: Features, layout: Layout, draw: tuple[int, int, int]) -> Features:
         """The row as one step sees it. `draw` is (seed, step, row): equal draws give equal features."""
         return feature

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 
 class Regression(Objective):
-    """Squared error, sum (f(text) - y)^2, with one output on the model's pooled state. Numbers stay in their unit."""
+    """Squared error, sum (f(text) - y)^2, with one output on the model's pooled state, in the data's unit."""
 
     task: ClassVar[Task] = "classify"
     problem: ClassVar[Problem] = "regression"
     accepts: ClassVar[tuple[type[Example], ...]] = (NumberExample,)
     loss_unit: ClassVar[str] = "mean squared error"
+
+    standardize: bool = True
+    """Learn in units of the training rows' spread, from their mean on: learning rates then fit any unit of the data."""
 
     def encode(
         self, example: Example, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
@@ -43,8 +46,19 @@ class Regression(Objective):
 
         return encoder_batch(features, layout, torch.tensor([feature.value for feature in features]))
 
+    def unit(self, features: Sequence[Features]) -> tuple[float, float] | None:
+        if not self.standardize:
+            return None
+        import numpy as np
+
+        values = np.fromiter((feature.value for feature in features), np.float64, len(features))
+        return float(values.mean()), float(values.std()) or 1.0
+
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
-        import torch.nn.functional as F
+        """The value is in the data's unit, squared; its gradient is that of the loss in units of the spread."""
+        from tunesmith.models.number_head import spread_of
 
         found_B = head_logits(learner, batch).squeeze(-1)
-        return F.mse_loss(found_B, batch.tensors["labels"], reduction="sum"), {}
+        spread = spread_of(learner.model)
+        loss = ((found_B - batch.tensors["labels"]) / spread).square().sum()
+        return loss + loss.detach() * (spread**2 - 1), {}

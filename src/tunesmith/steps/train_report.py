@@ -14,6 +14,7 @@ from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import num_parameters
 from tunesmith.models.cost import cost_of
 from tunesmith.models.machine import peak_memory_bytes, preferred_precision
+from tunesmith.models.number_head import unit_line
 from tunesmith.steps.evaluate import Evaluation, before_after
 from tunesmith.steps.train_work import STEP, Work
 from tunesmith.training.checkpoint import TrainingState
@@ -100,6 +101,7 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenP
             ("run", f"{run.path}{resumed}"),
             ("model", f"{recipe.model.name} · {millions(total)} parameters · {learner.precision}{speed}"),
             ("data", f"{Path(source).name} · {num_rows}{test} rows{learnt}"),
+            *((("numbers", unit),) if (unit := unit_line(learner.model)) else ()),
             ("method", f"{recipe.method.summary()} · {cost_of(learner.model, recipe.method).line()}"),
             ("plan", f"{steps} · {layout}"),
             *((("cache", cache),) if (cache := frozen.line()) else ()),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -18,12 +17,14 @@ from tunesmith.core.records import Example
 from tunesmith.data.load import DataSet
 from tunesmith.models.load import Loaded, load_base
 from tunesmith.models.machine import device, preferred_precision
+from tunesmith.models.number_head import NUM_STATES, learn_in_unit
 from tunesmith.models.predict import LocalPredictor
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Recipe
 from tunesmith.steps.evaluate import Evaluation, evaluate_predictor, spread
-from tunesmith.training.encode import Rows, encode_rows
+from tunesmith.training.encode import Encoding, Rows
 from tunesmith.training.learner import Learner
+from tunesmith.training.token_cache import tokenized
 
 STEP = "train"
 MAX_VALIDATION_ANSWERS = 400
@@ -52,6 +53,8 @@ class Work:
         objective = recipe.objective
         assert isinstance(objective, Objective), objective
         recipe.method.check_task(objective.task)
+        method = recipe.method
+        recipe.train.optimizer.check_method(method.name, trains_base_weights=method.trains_base_weights)
         _require_trackers(recipe)
         if not data.validation:
             raise UserError(
@@ -77,14 +80,19 @@ class Work:
             emit(Warning(STEP, "new_head", text))
         loaded.model.to(device())
         max_length = _max_length(recipe, loaded.context - recipe.method.num_positions())
-        encode = partial(encode_rows, objective=objective, tokenizer=loaded.tokenizer, max_length=max_length)
-        rows, findings = encode(data.train, labels=data.labels)
-        validation, _ = encode(data.validation, labels=data.labels)
+        encoding = Encoding(objective, loaded.tokenizer, max_length, data.labels)
+        rows, findings = tokenized(data.train, encoding, emit=emit)
+        validation, _ = tokenized(data.validation, encoding, emit=emit)
         for finding in (*data.findings, *findings):
             emit(finding)
+        if unit := objective.unit(rows.features):
+            ids = [feature.input_ids for feature in rows.features[:NUM_STATES]]
+            learn_in_unit(loaded.model, *unit, is_new=loaded.has_new_head or bool(recipe.model.config), rows=ids)
         held_out = tuple(data.test or spread(data.validation, MAX_VALIDATION_ANSWERS))
         before = Evaluation((), (), 0.0, None, 0)
         adapted = loaded.attach(recipe.method).eval() if loaded.adapter else None
+        if unit and adapted is not None:  # the finished head took the new one's place
+            learn_in_unit(adapted, *unit, is_new=False)
         if is_scored:
             start = loaded if adapted is None else replace(loaded, model=adapted)
             before = score_rows(recipe, start, held_out, emit, "scoring the base")
