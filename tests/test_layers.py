@@ -48,7 +48,10 @@ OUTSIDE = {
 }
 
 FENCES = {
-    "torch": {"models", "kernels", "methods", "objectives", "metrics", "training", "steps", "server", "launchers"},
+    "torch": {
+        *{"models", "kernels", "methods", "objectives", "metrics", "optimizers"},
+        *{"training", "steps", "server", "launchers"},
+    },
     "transformers": {"models", "kernels", "methods", "objectives", "training", "steps", "server"},
     "accelerate": {"training", "launchers"},
     "peft": {"methods", "models"},

@@ -26,6 +26,7 @@ from tunesmith.launchers.base import Launcher
 from tunesmith.methods.base import Method
 from tunesmith.metrics.base import Metric
 from tunesmith.objectives.base import Objective
+from tunesmith.optimizers.base import Optimizer
 from tunesmith.prompting.base import Prompting
 
 MAX_RECIPE_BYTES = 1_000_000
@@ -152,11 +153,9 @@ class TrainSettings(Settings):
     final_lr: Share = 0.0
     """Learning rate at the end, as a share of the peak."""
     weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay (AdamW) on matrices; never on norms and biases."""
-    beta1: Share = 0.9
-    """AdamW's decay of the gradient's mean."""
-    beta2: Share = 0.999
-    """AdamW's decay of the gradient's square."""
+    """Decoupled weight decay on matrices; never on norms and biases."""
+    optimizer: Annotated[Optimizer, *plugin("optimizers")] = Field(default="adamw", validate_default=True)  # type: ignore[assignment]
+    """How gradients change the weights; another takes less memory, or fewer steps."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this norm; 0 switches it off."""
     packing: Literal["auto", "on", "off"] = "auto"
@@ -303,6 +302,10 @@ def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> R
     data = full.get("data")
     if isinstance(data, Mapping):
         full["data"] = _data(data, locate)
+    train = full.get("train")
+    if isinstance(train, Mapping) and "optimizer" in train:
+        built = _build_at("optimizers", train["optimizer"], ("train", "optimizer"), locate)
+        full["train"] = {**train, "optimizer": built}
     for key, folder in (("method", "methods"), ("objective", "objectives"), ("launcher", "launchers")):
         if key in full and full[key] != "auto":
             full[key] = _build_at(folder, full[key], (key,), locate)
@@ -385,6 +388,7 @@ def _keys_by_place(values: Mapping[str, Any]) -> dict[str, list[str]]:
         "data": list(DataSettings.model_fields),
         "data.split": list(SplitSettings.model_fields),
         "train": list(TrainSettings.model_fields),
+        "train.optimizer": list(find("optimizers", "adamw").model_fields),
         "generate": list(GenerateSettings.model_fields),
         "compare": list(CompareSettings.model_fields),
         "search": list(SearchSettings.model_fields),

@@ -325,15 +325,17 @@ def test_a_search_is_resumed_only_on_the_same_validation_rows(place: Path, tmp_p
 
 def test_importance_finds_the_key_that_decides(place: Path, tmp_path: Path) -> None:
     made = plan(
-        place, {"train.lr": LR, "train.beta1": {"low": 0.5, "high": 0.9}}, search={"sampler": "random", "trials": 30}
+        place,
+        {"train.lr": LR, "train.optimizer.beta1": {"low": 0.5, "high": 0.9}},
+        search={"sampler": "random", "trials": 30},
     )
     study = Study(made, tmp_path)
     assert study.importance() == {}
     while (asked := study.next()) is not None:
-        value = asked.chosen["train.lr"] * 100 + asked.chosen["train.beta1"] * 0.01
+        value = asked.chosen["train.lr"] * 100 + asked.chosen["train.optimizer.beta1"] * 0.01
         study.tell(asked, Result("complete", value=value, validation_loss=value))
     shares = study.importance()
-    assert list(shares) == ["train.lr", "train.beta1"]
+    assert list(shares) == ["train.lr", "train.optimizer.beta1"]
     assert shares["train.lr"] > 0.9 and sum(shares.values()) == pytest.approx(1.0)
 
 

@@ -8,6 +8,9 @@ import yaml
 
 from tunesmith.core.errors import UserError
 
+_DEFAULTS = {"method": "lora", "optimizer": "adamw"}
+"""What a recipe takes where it names none, so that one of its settings can be given alone."""
+
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Apply `train.lr=2e-4` to plain recipe values, in place; the right side is YAML.
@@ -36,7 +39,7 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
         if isinstance(inner, str):
             inner = {"name": inner}
         elif not isinstance(inner, dict):
-            inner = {"name": "lora"} if group == "method" and inner is None else {}
+            inner = {"name": _DEFAULTS[group]} if group in _DEFAULTS and inner is None else {}
         current[group] = inner
         current = inner
     current[last] = value

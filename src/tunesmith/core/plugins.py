@@ -55,6 +55,7 @@ KINDS = {
         Kind("objectives", "objective", "objective"),
         Kind("prompting", "prompting", "compare.rows"),
         Kind("metrics", "metric", "evaluate"),
+        Kind("optimizers", "optimizer", "train.optimizer"),
         Kind("launchers", "launcher", "launcher"),
         Kind("targets", "target", "export --to"),
     )

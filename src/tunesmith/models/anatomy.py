@@ -129,6 +129,16 @@ def linears(model: Module, part: Part = "all-linear") -> list[str]:
     return [name for name in names if bool(re.search(r"attn|attention", name.lower())) == (part == "attention")]
 
 
+def hidden_matrices(model: Module) -> frozenset[int]:
+    """The identities of the matrices inside the blocks that are weights of linear layers, the adapters' among them."""
+    return frozenset(
+        id(module.weight)
+        for block in (*encoder_blocks(model), *blocks(model))
+        for module in block.modules()
+        if isinstance(module, (Linear, Conv1D))
+    )
+
+
 @dataclass(frozen=True)
 class AttentionParts:
     """Full names of the matrices that make queries, keys and values; `fused` makes all three at once."""

@@ -58,6 +58,7 @@ class JointWork:
         for one in recipes.values():  # of every task before the first weight is read
             assert isinstance(one.objective, Objective), one.objective
             one.method.check_task(one.objective.task)
+            recipe.train.optimizer.check_method(one.method.name, trains_base_weights=one.method.trains_base_weights)
         works: dict[str, Work] = {}
         for name, one in recipes.items():
             works[name] = Work.prepare(one, data.sets[name], _named(emit, name))

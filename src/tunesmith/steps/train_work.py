@@ -55,6 +55,8 @@ class Work:
         recipe.method.check_task(objective.task)
         method = recipe.method
         recipe.train.optimizer.check_method(method.name, trains_base_weights=method.trains_base_weights)
+        method = recipe.method
+        recipe.train.optimizer.check_method(method.name, trains_base_weights=method.trains_base_weights)
         _require_trackers(recipe)
         if not data.validation:
             raise UserError(

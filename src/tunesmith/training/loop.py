@@ -18,6 +18,7 @@ from torch import nn
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.events import Emit, Saved, Warning
 from tunesmith.core.run import RunFolder
+from tunesmith.models.anatomy import hidden_matrices
 from tunesmith.objectives.base import Features
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint

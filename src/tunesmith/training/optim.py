@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate."""
+"""The optimiser over what trains, what it remembers, and the learning rate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from tunesmith.optimizers.base import Trained
 from tunesmith.recipe import TrainSettings
 
 
@@ -16,23 +17,45 @@ def make_optimizer(
     settings: TrainSettings,
     factor: Callable[[str], float] = lambda name: 1.0,
     decays: Callable[[str], bool] = lambda name: True,
+    is_hidden: Callable[[nn.Parameter], bool] = lambda parameter: False,
 ) -> torch.optim.Optimizer:
-    """Fused AdamW (arXiv:1711.05101) over what trains, by name; weight decay on matrices that `decays` names.
+    """The recipe's optimiser over what trains, by name; weight decay on matrices that `decays` names.
 
     Each group keeps its `factor`, by which the step's learning rate is multiplied (`set_learning_rate`).
+    `is_hidden` tells matrices inside the blocks from others.
+
+    Raises:
+        UserError: Nothing of what trains is what the optimiser is for.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in tensors.items():
-        decay = settings.weight_decay if parameter.ndim >= 2 and decays(name) else 0.0
-        groups.setdefault((decay, factor(name)), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "weight_decay": decay, "factor": factor}
-            for (decay, factor), parameters in groups.items()
-        ],
-        betas=(settings.beta1, settings.beta2),
-        fused=True,
-    )
+    return settings.optimizer.make(trained(tensors, settings, factor, decays, is_hidden))
+
+
+def optimizer_bytes(
+    tensors: Mapping[str, nn.Parameter],
+    settings: TrainSettings,
+    is_hidden: Callable[[nn.Parameter], bool] = lambda parameter: False,
+) -> int:
+    """What the recipe's optimiser remembers of these tensors, in bytes; they may be on torch's meta device."""
+    return settings.optimizer.state_bytes(trained(tensors, settings, is_hidden=is_hidden))
+
+
+def trained(
+    tensors: Mapping[str, nn.Parameter],
+    settings: TrainSettings,
+    factor: Callable[[str], float] = lambda name: 1.0,
+    decays: Callable[[str], bool] = lambda name: True,
+    is_hidden: Callable[[nn.Parameter], bool] = lambda parameter: False,
+) -> list[Trained]:
+    """What trains, as optimisers take it."""
+    return [
+        Trained(
+            parameter,
+            decay=settings.weight_decay if parameter.ndim >= 2 and decays(name) else 0.0,
+            factor=factor(name),
+            is_hidden=is_hidden(parameter),
+        )
+        for name, parameter in tensors.items()
+    ]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

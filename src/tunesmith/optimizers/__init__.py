@@ -1,0 +1,1 @@
+"""Optimisers: how the gradients of a step change what trains."""
