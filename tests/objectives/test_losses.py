@@ -108,3 +108,17 @@ def test_an_unknown_label_is_named_with_its_place():
     with pytest.raises(UserError, match='the label "maybe" is not among the 2 trained ones') as caught:
         Classification().encode(example, tiny("bert", "classify")[1], max_length=9, labels=LABELS)
     assert caught.value.where == "x.csv:7"
+
+
+@pytest.mark.parametrize("case", ["clm", "sft", "seq2seq"])
+def test_a_z_loss_changes_what_is_learnt_and_not_what_is_reported(case):
+    learner, features = _learner(case)
+    batch = learner.batch(features)
+    with_it = learner.objective.model_copy(update={"z_loss": 0.1})
+    losses, gradients = [], []
+    for objective in (learner.objective, with_it):
+        loss, _ = objective.loss(learner, batch)
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, learner.model.get_output_embeddings().weight)[0])
+    torch.testing.assert_close(*losses)
+    assert not torch.allclose(*gradients)

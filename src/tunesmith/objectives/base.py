@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from pydantic import NonNegativeFloat
+
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import Plugin, find, names
 from tunesmith.core.records import Example
@@ -92,8 +94,11 @@ class Learner(Protocol):
     def model(self) -> Module:
         """The model being trained, under the precision of the run."""
 
-    def token_losses(self, batch: Batch) -> Tensor:
-        """Negative log-likelihood in nats of every labelled token of the batch, [N]."""
+    def token_losses(self, batch: Batch, *, z_loss: float = 0.0) -> Tensor:
+        """Negative log-likelihood in nats of every labelled token of the batch, [N].
+
+        `z_loss` adds z_loss log^2 Z of each token to the gradient, not to the values.
+        """
 
 
 class Objective(Plugin):
@@ -138,6 +143,17 @@ class Objective(Plugin):
     @abstractmethod
     def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
         """The SUM of the loss over the batch's weight, and sums of other numbers to log."""
+
+
+class TokenObjective(Objective):
+    """-sum log p over the labelled tokens of a batch: what all objectives share that predict tokens."""
+
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of log^2 Z in each token's gradient, Z the softmax's denominator: keeps logits from drifting in long
+    full training (PaLM takes 1e-4, arXiv:2204.02311). Losses are reported without it."""
+
+    def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
+        return learner.token_losses(batch, z_loss=self.z_loss).sum(), {}
 
 
 def objective_for(kind: type[Example]) -> str:

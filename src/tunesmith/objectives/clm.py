@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from tunesmith.core.records import Example, TextExample
 from tunesmith.data.features import text_features
-from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Task, causal_batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from tunesmith.objectives.base import Batch, Features, Layout, Task, TokenObjective, causal_batch
 
 
-class CLM(Objective):
+class CLM(TokenObjective):
     """Next-token prediction, -sum log p(x_t | x_<t), over whole texts.
 
     Texts longer than the limit go on in the next piece, which begins with one token of context.
@@ -30,6 +27,3 @@ class CLM(Objective):
 
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         return causal_batch(features, layout)
-
-    def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
-        return learner.token_losses(batch).sum(), {}

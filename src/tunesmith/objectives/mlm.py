@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,19 +14,14 @@ from tunesmith.objectives.base import (
     Batch,
     Features,
     Layout,
-    Learner,
-    Metrics,
-    Objective,
     Task,
+    TokenObjective,
     encoder_batch,
     padded,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class MLM(Objective):
+class MLM(TokenObjective):
     """-sum log p(x_t | the other words) over the chosen tokens (Devlin et al. 2018, arXiv:1810.04805, section 3.1).
 
     Of the chosen tokens 80 % are hidden, 10 % replaced by a random one and 10 % left. Training draws anew in every
@@ -53,6 +48,3 @@ class MLM(Objective):
 
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         return encoder_batch(features, layout, padded([feature.labels for feature in features], IGNORED))
-
-    def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
-        return learner.token_losses(batch).sum(), {}

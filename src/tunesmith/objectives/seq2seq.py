@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from tunesmith.core.records import ChatExample, Example, PairExample
 from tunesmith.data.features import pair_features
-from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Task, seq2seq_batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from tunesmith.objectives.base import Batch, Features, Layout, Task, TokenObjective, seq2seq_batch
 
 
-class Seq2Seq(Objective):
+class Seq2Seq(TokenObjective):
     """-sum log p(y_t | x, y_<t) over the target's tokens and its end."""
 
     task: ClassVar[Task] = "seq2seq"
@@ -26,6 +23,3 @@ class Seq2Seq(Objective):
 
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         return seq2seq_batch(features, layout)
-
-    def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
-        return learner.token_losses(batch).sum(), {}

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tunesmith.core.records import ChatExample, Example
 from tunesmith.data.features import chat_features
-from tunesmith.objectives.base import Batch, Features, Layout, Learner, Metrics, Objective, Task, causal_batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from tunesmith.objectives.base import Batch, Features, Layout, Task, TokenObjective, causal_batch
 
 
-class SFT(Objective):
+class SFT(TokenObjective):
     """-sum log p(y_t | x, y_<t) over the assistant's tokens, its end of turn included; the rest is context."""
 
     task: ClassVar[Task] = "causal"
@@ -31,6 +28,3 @@ class SFT(Objective):
 
     def collate(self, features: Sequence[Features], layout: Layout) -> Batch:
         return causal_batch(features, layout)
-
-    def loss(self, learner: Learner, batch: Batch) -> tuple[Tensor, Metrics]:
-        return learner.token_losses(batch).sum(), {}

@@ -103,9 +103,9 @@ class Learner:
             with self.frozen.replaying(batch.extra[STATES]):
                 return self.objective.loss(self, batch)
 
-    def token_losses(self, batch: Batch) -> Tensor:
+    def token_losses(self, batch: Batch, *, z_loss: float = 0.0) -> Tensor:
         assert self.likelihood is not None, "a classifier has no token losses"
-        return self.likelihood(batch).nats_N
+        return self.likelihood(batch, z_loss).nats_N
 
     def _collate(self, features: Sequence[Features]) -> Batch:
         batch = self.objective.collate(features, self.layout)
