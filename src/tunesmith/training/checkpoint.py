@@ -1,26 +1,37 @@
 """Checkpoints: everything a run needs to go on bit for bit, published atomically.
 
 `checkpoints/step-000120/` holds the trained tensors, the optimiser's state, the random states and the counters;
-`checkpoints/best-000080/` holds the trained tensors of the best validation. A damaged folder is named and passed over.
+`checkpoints/best-000080/` holds the trained tensors of the best validation (of the same step: one file on disk). A
+damaged folder is named and passed over. A best is kept as long as a kept checkpoint counts on it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import errno
 import json
+import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.publish import publishing, verify
+from tunesmith.core.publish import discard, publishing, refuse_pickles, verify
+from tunesmith.training.identity import differences, refuse_differences
+from tunesmith.training.tensor_file import write_tensors
+
+FORMAT = 2
+WEIGHTS = "model.safetensors"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS)
 
 
 @dataclass
@@ -43,29 +54,85 @@ class TrainingState:
     """The same of each source, where there are several: loss sum and weight."""
 
 
+class Keep(Protocol):
+    """How a tensor of the run is kept for writing: as it is, or as a copy in the processor's memory."""
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor to write, contiguous and on the CPU."""
+
+
+def as_is(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself where it is on the CPU: for writing before training goes on."""
+    return tensor.detach().cpu().contiguous()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a checkpoint holds, as it was after one step."""
+
+    state: TrainingState
+    tensors: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    """The optimiser's tensors, as `key:name of the parameter`."""
+    counts: Mapping[str, Any]
+    """Its plain values, by the same names."""
+    random: Mapping[str, Tensor]
+    generators: Mapping[str, Any]
+
+    @staticmethod
+    def take(
+        state: TrainingState,
+        tensors: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        keep: Keep = as_is,
+    ) -> Snapshot:
+        """The run as it is now."""
+        entries = dict(_entries(tensors, optimizer))
+        return Snapshot(
+            copy.deepcopy(state),
+            {name: keep(name, parameter) for name, parameter in tensors.items()},
+            {name: keep(name, value) for name, value in entries.items() if isinstance(value, Tensor)},
+            {name: value for name, value in entries.items() if not isinstance(value, Tensor)},
+            _random_tensors(),
+            _generators(),
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes on disk, and in memory where it is a copy."""
+        return sum(one.numel() * one.element_size() for one in (*self.tensors.values(), *self.moments.values()))
+
+
 def save_checkpoint(
-    folder: Path,
-    state: TrainingState,
-    *,
-    tensors: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    fingerprint: str,
-    keep: int,
+    folder: Path, snapshot: Snapshot, *, identity: Mapping[str, Any], num_kept: int, has_best: bool = True
 ) -> Path:
-    """Publish `step-N` and delete all but the newest `keep`, once the new one is safe."""
+    """Publish `step-N`, and `best-N` before it where N is the best step; then delete what is kept no longer.
+
+    `identity` is what decides the run's numbers, as plain values. Without `has_best` no best weights are kept.
+
+    Raises:
+        UserError: A number is not finite, or the disk is full or failing; the checkpoints before are as they were.
+    """
+    state = snapshot.state
     target = folder / f"step-{state.step:06d}"
-    if target.exists():  # published just before a kill, then trained again up to here
-        shutil.rmtree(target)
-    with publishing(target) as draft:
-        save_file(_plain(tensors), draft / "model.safetensors")
-        scalars, moments = _optimizer_tensors(optimizer)
-        save_file(moments, draft / "optimizer.safetensors")
-        save_file(_random_tensors(), draft / "random.safetensors")
-        record = {"format": 1, "fingerprint": fingerprint, "state": _finite(asdict(state)), "optimizer": scalars}
-        record["random"] = _generators()
+    best = folder / f"best-{state.step:06d}"
+    is_best = has_best and state.best_step == state.step > 0
+    sums: dict[str, str] = {}
+    if is_best:
+        num_bytes = sum(one.numel() * one.element_size() for one in snapshot.tensors.values())
+        with publishing(best, sums=sums, needed_bytes=num_bytes, is_replaced=True) as draft:
+            sums[WEIGHTS] = write_tensors(draft / WEIGHTS, snapshot.tensors)
+    with publishing(target, sums=sums, needed_bytes=snapshot.num_bytes, is_replaced=True) as draft:
+        if is_best:
+            _link(best / WEIGHTS, draft / WEIGHTS)
+        else:
+            sums[WEIGHTS] = write_tensors(draft / WEIGHTS, snapshot.tensors)
+        sums["optimizer.safetensors"] = write_tensors(draft / "optimizer.safetensors", snapshot.moments)
+        sums["random.safetensors"] = write_tensors(draft / "random.safetensors", snapshot.random)
+        record = {"format": FORMAT, "identity": identity, "state": _plain_state(state)}
+        record |= {"optimizer": snapshot.counts, "random": snapshot.generators}
         (draft / "state.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    _rotate(folder, target, num_kept)
     return target
 
 
@@ -74,95 +141,170 @@ def load_checkpoint(
     *,
     tensors: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    fingerprint: str,
+    identity: Mapping[str, Any],
     on_damage: Callable[[UserError], None],
+    allowed: Sequence[str] = (),
+    has_best: bool = True,
 ) -> TrainingState:
     """Restore the newest valid checkpoint into the model, the optimiser and the random generators.
 
     A run that has none yet starts anew (state of step 0).
 
     Raises:
-        UserError: The checkpoint belongs to other settings.
+        UserError: The checkpoint belongs to other settings, of which none may differ but those `allowed`.
     """
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_steps(folder)):
         try:
             verify(path)
+            refuse_pickles(path)
         except UserError as damage:
             on_damage(damage)
             continue
-        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if record["fingerprint"] != fingerprint:
-            raise UserError(
-                "the checkpoint was written with other settings or data.",
-                code="resume_mismatch",
-                where=str(path),
-                remedy="Restore the run's recipe.yaml, or start a new run.",
-            )
-        restore_tensors(path / "model.safetensors", tensors)
-        _restore_optimizer(path / "optimizer.safetensors", record["optimizer"], optimizer)
+        record = _read_record(path)
+        found = differences(record["identity"], json.loads(json.dumps(identity)))
+        about = "the last checkpoint was written with other settings"
+        refuse_differences(found, allowed=allowed, run=str(folder.parent), about=about)
+        restore_tensors(path / WEIGHTS, tensors)
+        _restore_optimizer(path / "optimizer.safetensors", record["optimizer"], tensors, optimizer)
         _restore_random(path / "random.safetensors", record["random"])
-        values = {**record["state"]}
-        values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
-        return TrainingState(**values)
+        state = _state_of(record["state"])
+        if has_best and state.best_step:
+            _forget_lost_best(folder, state, on_damage)
+        return state
     return TrainingState()
 
 
-def save_best(folder: Path, step: int, tensors: Mapping[str, nn.Parameter]) -> None:
-    """Publish the trained tensors of the best validation so far; the former best goes afterwards."""
-    target = folder / f"best-{step:06d}"
-    if target.exists():
-        shutil.rmtree(target)
-    with publishing(target) as draft:
-        save_file(_plain(tensors), draft / "model.safetensors")
-    for old in folder.glob("best-*"):
-        if old != target:
-            shutil.rmtree(old)
+def newest_identity(folder: Path) -> Mapping[str, Any] | None:
+    """The identity in the newest readable checkpoint, unverified: to refuse before anything is loaded."""
+    for path in reversed(_steps(folder)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            identity: Mapping[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
+            return identity
+    return None
 
 
 def load_best(folder: Path, step: int, tensors: Mapping[str, nn.Parameter]) -> None:
     """Put the trained tensors of the best validation back into the model."""
     path = folder / f"best-{step:06d}"
     verify(path)
-    restore_tensors(path / "model.safetensors", tensors)
+    restore_tensors(path / WEIGHTS, tensors)
 
 
 def restore_tensors(file: Path, tensors: Mapping[str, nn.Parameter]) -> None:
     """Copy a safetensors file into parameters of the same names and shapes.
 
     Raises:
-        UserError: A name is missing or unexpected.
+        UserError: A name is missing or unexpected, or a shape is another.
     """
     saved = load_file(file)
-    if different := sorted(set(saved) ^ set(tensors)):
+    different = sorted(set(saved) ^ set(tensors)) or [n for n in tensors if saved[n].shape != tensors[n].shape]
+    if different:
         raise UserError(f'tensors do not fit the model: "{different[0]}".', code="resume_mismatch", where=str(file))
     with torch.no_grad():
         for name, parameter in tensors.items():
             parameter.copy_(saved[name])
 
 
-def _plain(tensors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in tensors.items()}
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[2])
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    moments = {
-        f"{number}.{key}": value.detach().cpu().contiguous()
-        for number, entry in optimizer.state_dict()["state"].items()
-        for key, value in entry.items()
-        if isinstance(value, Tensor)
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=_number)
+
+
+def _rotate(folder: Path, newest: Path, num_kept: int) -> None:
+    """Delete all but the `num_kept` up to the newest, and bests that none of them counts on.
+
+    Later steps than the newest are damaged ones, before which the run went on.
+    """
+    steps = _steps(folder)
+    kept = [path for path in steps if _number(path) <= _number(newest)][-num_kept:]
+    assert newest in kept, (newest, kept)
+    for path in steps:
+        if path not in kept:
+            discard(path)
+    best_steps = set()
+    for path in kept:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            best_steps.add(json.loads((path / "state.json").read_text(encoding="utf-8"))["state"]["best_step"])
+    for path in folder.glob("best-*"):
+        if path.name[5:].isdigit() and _number(path) not in best_steps:
+            discard(path)
+
+
+def _forget_lost_best(folder: Path, state: TrainingState, on_damage: Callable[[UserError], None]) -> None:
+    """Weights that are lost cannot be the ones to end with: the best is looked for among validations to come."""
+    try:
+        verify(folder / f"best-{state.best_step:06d}")
+    except UserError as damage:
+        on_damage(damage)
+        state.best_loss, state.best_step = float("inf"), 0
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError as fault:
+        if fault.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if record["format"] != FORMAT:
+        raise UserError(
+            f"the checkpoint was written in format {record['format']!r}, and this Tunesmith reads format {FORMAT}.",
+            code="other_format",
+            where=str(path),
+            remedy="Go on with the Tunesmith that wrote it, or start a new run.",
+        )
+    return record
+
+
+def _plain_state(state: TrainingState) -> dict[str, Any]:
+    values = asdict(state)
+    return {**values, "best_loss": None if state.best_loss == float("inf") else state.best_loss}
+
+
+def _state_of(values: Mapping[str, Any]) -> TrainingState:
+    best = values["best_loss"]
+    return TrainingState(**{**values, "best_loss": float("inf") if best is None else best})
+
+
+def _entries(
+    tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Iterable[tuple[str, Tensor | float | str | bool | None]]:
+    """What the optimiser remembers, by `key:name`. What changes from step to step must lie in its `state`."""
+    names = {id(parameter): name for name, parameter in tensors.items()}
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            assert value is None or isinstance(value, Tensor | int | float | str | bool), (key, type(value))
+            yield f"{key}:{names[id(parameter)]}", value
+
+
+def _restore_optimizer(
+    file: Path, counts: Mapping[str, Any], tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Every tensor in the type it was saved in; torch's own `load_state_dict` would make bytes to floats."""
+    counted_on_device = {
+        id(parameter)
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for parameter in group["params"]
     }
-    return {"num_tensors": len(moments)}, moments
-
-
-def _restore_optimizer(file: Path, scalars: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    moments = load_file(file)
-    assert len(moments) == scalars["num_tensors"], (len(moments), scalars)
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in moments.items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({**whole, "state": state})
+    optimizer.state.clear()
+    for place, value in {**load_file(file), **counts}.items():
+        key, _, name = place.partition(":")
+        parameter = tensors[name]
+        if isinstance(value, Tensor):  # a copy, for the file is mapped and goes when checkpoints rotate
+            is_there = key != "step" or id(parameter) in counted_on_device
+            optimizer.state[parameter][key] = value.to(parameter.device if is_there else "cpu", copy=True)
+        else:
+            optimizer.state[parameter][key] = value
 
 
 def _random_tensors() -> dict[str, Tensor]:
@@ -190,7 +332,3 @@ def _restore_random(file: Path, generators: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(keys), cached))
     name, array, position, has_gauss, gauss = generators["numpy"]
     np.random.set_state((name, np.asarray(array, dtype=np.uint32), position, has_gauss, gauss))
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value == float("inf") else value for key, value in values.items()}

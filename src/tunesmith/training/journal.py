@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
@@ -106,6 +106,35 @@ class Journal:
                 remedy="Lower train.lr, or set model.precision=fp32, or look at these rows.",
             )
 
+    def broken_weights(self, step: int, origins: Sequence[str], name: str) -> NoReturn:
+        """A step made weights that are not finite; `name` is the first such tensor.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            f'step {step} made weights that are not finite numbers, in "{name}" '
+            f"(rows {', '.join(dict.fromkeys(origins))}, …).",
+            code="not_finite",
+            where=str(self.run.path),
+            remedy="Go on from the checkpoint before it with a lower rate: "
+            f"tunesmith train --resume {self.run.path} train.lr=… --allow train.lr",
+        )
+
+    def nothing_to_learn(self, step: int, origins: Sequence[str]) -> NoReturn:
+        """All labels of a step's rows are masked, so it has no loss.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            f"step {step} has nothing to learn: every label of its rows is masked "
+            f"({', '.join(dict.fromkeys(origins))}, …).",
+            code="nothing_trained",
+            where=str(self.run.path),
+            remedy="Look at these rows with `tunesmith data show`; raise train.tokens_per_step or data.max_length.",
+        )
+
     def validation(self, state: TrainingState, found: Validation, *, is_best: bool, is_joint: bool) -> None:
         """A validation, beside the training loss since the last one."""
         record: dict[str, Any] = {
@@ -128,9 +157,15 @@ class Journal:
         values = {"train_loss": train_loss, **by_source("train_loss", sources)}
         values |= {key: value for key, value in record.items() if key not in ("step", "of")}
         self.emit(Metric(STEP, values, at=state.step, of=self.order.num_steps, is_best=is_best))
+        broken = [name for name, one in found.sources.items() if not math.isfinite(one.loss)]
+        if broken or not math.isfinite(found.loss):
+            whose = f" of {', '.join(broken)}" if any(broken) else ""
+            text = f"step {state.step}: the validation loss{whose} is not a finite number; it cannot be the best"
+            self.emit(Warning(STEP, "not_finite", text, {"step": state.step}))
 
-    def stopping(self, step: int) -> None:
-        """The user asked to stop, in the midst of this step."""
+    def stopping(self, state: TrainingState) -> None:
+        """The user asked to stop, in the midst of the step after this state."""
+        step = min(state.step + 1, self.order.num_steps)
         text = f"finishing step {step}, then saving; again to stop now"
         self.emit(Warning(STEP, "stopping", text, {"step": step}))
 

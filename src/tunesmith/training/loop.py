@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +23,8 @@ from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import hidden_matrices
 from tunesmith.objectives.base import Features
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
+from tunesmith.training.background import CheckpointWriter
+from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint
 from tunesmith.training.encode import Joined, Rows
 from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
 from tunesmith.training.guard import is_out_of_memory, stopping_on_signals
@@ -50,6 +53,7 @@ class Loop:
         fingerprint: str,
         emit: Emit,
         mixture: Mixture = Mixture(),
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.learner = learner
         self.mixture = mixture
@@ -58,7 +62,7 @@ class Loop:
         self.settings = settings
         self.run = run
         self.seed = seed
-        self.fingerprint = fingerprint
+        self.identity = {"fingerprint": fingerprint} if identity is None else identity
         self.emit = emit
         assert isinstance(settings.lr, float), settings.lr
         self.peak_learning_rate = settings.lr
@@ -82,13 +86,19 @@ class Loop:
         self.frozen = self._plan_frozen()
         self.journal = Journal(run, settings, self.order, emit=emit, accelerator=self.accelerator)
 
-    def restore(self) -> int:
-        """Go on from the newest valid checkpoint; the step it was written after (0: none)."""
+    def restore(self, allowed: Sequence[str] = ()) -> int:
+        """Go on from the newest valid checkpoint; the step it was written after (0: none).
+
+        Raises:
+            UserError: It was written with other settings, of which those `allowed` may differ.
+        """
         self.state = load_checkpoint(
             self.run.checkpoints,
             tensors=self.tensors,
             optimizer=self.optimizer,
-            fingerprint=self.fingerprint,
+            identity=self.identity,
+            allowed=allowed,
+            has_best=self.settings.keep == "best",
             on_damage=lambda damage: self.emit(Warning(STEP, damage.code, damage.line())),
         )
         if self.state.step == 0:
@@ -130,17 +140,24 @@ class Loop:
     def _fit(self, sample: Sampler) -> TrainingState:
         marks = validation_steps(self.order.num_steps, self.settings.validations)
         self.journal.begin(self.state.step)
-        with stopping_on_signals(lambda: self.journal.stopping(self.state.step + 1)) as request:
+        announce = partial(self.journal.stopping, self.state)
+        with stopping_on_signals(announce) as request, self._writer() as writer:
             while self.state.step < self.order.num_steps and not self._is_exhausted():
+                self._say_saved(writer)
                 self._step()
                 is_mark = self.state.step in marks
                 if is_mark:
                     self._validate()
                     sample(self.state.step)
                 if is_mark or request.is_made:
-                    self._save()
-                if request.is_made and self.state.step < self.order.num_steps:
-                    raise Interrupted(f"stopped after step {self.state.step}", resume=self._resume_command())
+                    self.run.sync_metrics()
+                    writer.save(self.state)
+                if request.is_made:
+                    break
+            writer.wait()
+            self._say_saved(writer)
+            if request.is_made:
+                raise Interrupted(f"stopped after step {self.state.step}", resume=self._resume_command())
         if self.settings.keep == "best" and self.state.best_step:
             load_best(self.run.checkpoints, self.state.best_step, self.tensors)
         self.accelerator.end_training()
@@ -174,6 +191,8 @@ class Loop:
         loss_sum, weight, norm = self.update(rows, rate)
         is_sound = math.isfinite(loss_sum) and math.isfinite(norm)
         state.step += 1
+        if is_sound:
+            self._refuse_broken_weights(rows)
         state.num_tokens += int(self.rows.lengths[list(rows)].sum())
         seconds = time.perf_counter() - started
         state.train_seconds += seconds
@@ -190,7 +209,22 @@ class Loop:
         else:
             state.bad_steps += 1
             what = "loss" if not math.isfinite(loss_sum) else "gradient"
-            self.journal.bad_step(state, [self.rows.origins[row] for row in rows[:3]], what)
+            self.journal.bad_step(state, self._some_origins(rows), what)
+
+    def _refuse_broken_weights(self, rows: Sequence[int]) -> None:
+        """A step cannot be taken back: the checkpoint before it stands.
+
+        Raises:
+            UserError: What trains is no longer finite after this step.
+        """
+        if math.isfinite(nn.utils.get_total_norm(self.tensors.values()).item()):
+            return
+        broken = [name for name, tensor in self.tensors.items() if not bool(torch.isfinite(tensor).all())]
+        if broken:  # none where only the norm's squares were too large
+            self.journal.broken_weights(self.state.step, self._some_origins(rows), broken[0])
+
+    def _some_origins(self, rows: Sequence[int]) -> list[str]:
+        return [self.rows.origins[row] for row in rows[:3]]
 
     def update(self, rows: Sequence[int], rate: float) -> tuple[float, float, float]:
         """One optimiser step on these rows: their loss sum, its weight, the gradient's norm before clipping.
@@ -233,6 +267,10 @@ class Loop:
         weights: dict[str, float] = {}  # of the whole step, over all ranks
         for name, group in groups:
             weights[name] = weights.get(name, 0.0) + sum(seen[row].weight for row in group)
+        for name, weight in weights.items():
+            if not weight:
+                mine = [row for row in rows if self.rows.source(row) == name]
+                self.journal.nothing_to_learn(self.state.step + 1, self._some_origins(mine))
         tallies = {name: Tally() for name in self.rows.names}
         for name, group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
             learner = self.mixture.learner(name, self.learner)
@@ -272,23 +310,26 @@ class Loop:
         is_best = validation.loss < state.best_loss
         if is_best:
             state.best_loss, state.best_step, state.validations_since_best = validation.loss, state.step, 0
-            save_best(self.run.checkpoints, state.step, self.tensors)
         else:
             state.validations_since_best += 1
         self.journal.validation(state, validation, is_best=is_best, is_joint=self.mixture.is_joint)
         state.loss_sum = state.loss_weight = 0.0
         state.source_losses = {}
 
-    def _save(self) -> None:
-        path = save_checkpoint(
+    def _writer(self) -> CheckpointWriter:
+        return CheckpointWriter(
             self.run.checkpoints,
-            self.state,
             tensors=self.tensors,
             optimizer=self.optimizer,
-            fingerprint=self.fingerprint,
-            keep=self.settings.checkpoints,
+            identity=self.identity,
+            num_kept=self.settings.checkpoints,
+            has_best=self.settings.keep == "best",
+            snapshot=self.settings.snapshot,
         )
-        self.emit(Saved(STEP, str(path), "checkpoint"))
+
+    def _say_saved(self, writer: CheckpointWriter) -> None:
+        for path in writer.poll():
+            self.emit(Saved(STEP, str(path), "checkpoint"))
 
     def _is_exhausted(self) -> bool:
         return bool(self.settings.patience) and self.state.validations_since_best >= self.settings.patience
