@@ -171,6 +171,9 @@ class TrainSettings(Settings):
     """Which weights the run ends with."""
     checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept."""
+    snapshot: Literal["auto", "on", "off"] = "auto"
+    """Copy what trains for a checkpoint and write it beside training, or let training wait; `auto` copies where that
+    takes at most half of the free memory."""
     max_bad_steps: NonNegativeInt = 3
     """Steps with a loss or gradient that is not a number, skipped before the run stops."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
