@@ -11,7 +11,7 @@ import pytest
 
 # Before torch is imported anywhere: two workers with two threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TUNESMITH_TOKEN_CACHE_GIB="0")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TUNESMITH_ROW_CACHE_GIB="0")
 for name in ("NO_COLOR", "FORCE_COLOR", "TUNESMITH_HOME", "TUNESMITH_ACCESSIBLE"):
     os.environ.pop(name, None)
 

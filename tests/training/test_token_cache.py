@@ -12,6 +12,7 @@ import torch
 
 import made_training
 from made_training import labels_of, loop_in, make_learner
+from tunesmith.core.cache import LIMIT, Cache
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Warning
 from tunesmith.core.plugins import build, names
@@ -25,17 +26,17 @@ from tunesmith.objectives.clm import CLM
 from tunesmith.objectives.mlm import MLM
 from tunesmith.training import encode_workers, token_cache
 from tunesmith.training.encode import Encoding, Rows, encode_rows
-from tunesmith.training.token_cache import TokenCache, rows_key, tokenized
+from tunesmith.training.token_cache import rows_key, tokenized
 
 ARCHITECTURE = {"causal": "llama", "seq2seq": "t5", "classify": "bert", "tag": "bert", "mask": "bert"}
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenCache:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     """A cache for rows however few they are."""
     monkeypatch.setattr(token_cache, "MIN_ROWS", 1)
     monkeypatch.setattr(token_cache, "CHUNK", 3)
-    return TokenCache(tmp_path / "tokens", 2**20)
+    return Cache(tmp_path / "tokens", 2**20)
 
 
 def _encoding(name: str = "clm", max_length: int = 64) -> Encoding:
@@ -67,7 +68,7 @@ def _are_same(one: Rows, other: Rows) -> bool:
 
 
 @pytest.mark.parametrize("name", names("objectives"))
-def test_mapped_rows_are_those_of_memory(name: str, cache: TokenCache) -> None:
+def test_mapped_rows_are_those_of_memory(name: str, cache: Cache) -> None:
     for max_length in (64, 6):  # short rows: some are cut, and some have nothing left to learn
         encoding = _encoding(name, max_length)
         examples = made_training.examples(encoding.objective) * 2
@@ -89,7 +90,7 @@ def test_mapped_rows_are_those_of_memory(name: str, cache: TokenCache) -> None:
             rows.features[len(rows)]
 
 
-def test_an_entry_is_made_once_and_again_when_anything_changed(cache: TokenCache) -> None:
+def test_an_entry_is_made_once_and_again_when_anything_changed(cache: Cache) -> None:
     encoding, examples = _encoding(), _texts(5)
     other_template = tiny("llama", "causal", has_template=False)[1]
     with_date = tiny("llama", "causal")[1]
@@ -114,63 +115,63 @@ def test_an_entry_is_made_once_and_again_when_anything_changed(cache: TokenCache
     def build_again(draft: Path) -> None:
         raise AssertionError("it is there")
 
-    assert cache.open(keys[0], build_again).name == keys[0]
+    assert cache.open(f"tokens-{keys[0]}", build_again).name == f"tokens-{keys[0]}"
 
 
-def test_a_damaged_entry_is_made_again_and_that_is_said(cache: TokenCache) -> None:
+def test_a_damaged_entry_is_made_again_and_that_is_said(cache: Cache) -> None:
     encoding, examples, events = _encoding(), _texts(5), list[Event]()
     rows, _ = tokenized(examples, encoding, cache=cache)
     wanted = tuple(rows.features)
-    file = cache.folder / rows_key(examples, encoding) / "input_ids.values"
+    file = cache.folder / f"tokens-{rows_key(examples, encoding)}" / "input_ids.values"
     content = bytearray(file.read_bytes())
     content[7] ^= 1
     file.unlink()  # the mapped one stays as it is
     file.write_bytes(content)
     again, _ = tokenized(examples, encoding, cache=cache, emit=events.append)
     assert tuple(again.features) == wanted
-    assert [event.code for event in events if isinstance(event, Warning)] == ["token_cache_damaged"]
+    assert [event.code for event in events if isinstance(event, Warning)] == ["cache_damaged"]
     assert len(list(cache.folder.iterdir())) == 1
 
 
-def test_the_cache_keeps_its_limit_and_the_rows_in_use(cache: TokenCache) -> None:
+def test_the_cache_keeps_its_limit_and_the_rows_in_use(cache: Cache) -> None:
     encoding = _encoding()
     sets = [_texts(40, start) for start in (1, 100, 200)]
     first, _ = tokenized(sets[0], encoding, cache=cache)
     wanted = tuple(first.features)
     size = sum(path.stat().st_size for path in cache.folder.rglob("*") if path.is_file())
-    small = TokenCache(cache.folder, int(2.5 * size))
+    small = Cache(cache.folder, int(2.5 * size))
     stale = cache.folder / ".x.tmp-1"
     stale.mkdir()
-    os.utime(cache.folder / rows_key(sets[0], encoding), (1, 1))
+    os.utime(cache.folder / f"tokens-{rows_key(sets[0], encoding)}", (1, 1))
     os.utime(stale, (1, 1))
     tokenized(sets[1], encoding, cache=small)
     assert len(list(cache.folder.iterdir())) == 2
     tokenized(sets[2], encoding, cache=small)
     left = {path.name for path in cache.folder.iterdir()}
-    assert left == {rows_key(examples, encoding) for examples in sets[1:]}
+    assert left == {f"tokens-{rows_key(examples, encoding)}" for examples in sets[1:]}
     assert tuple(first.features) == wanted  # what is mapped outlives its entry
-    tokenized(sets[0], encoding, cache=TokenCache(cache.folder, 1))
-    assert [path.name for path in cache.folder.iterdir()] == [rows_key(sets[0], encoding)]
+    tokenized(sets[0], encoding, cache=Cache(cache.folder, 1))
+    assert [path.name for path in cache.folder.iterdir()] == [f"tokens-{rows_key(sets[0], encoding)}"]
 
 
 def test_nothing_is_kept_where_the_limit_is_0_or_the_folder_cannot_be_written(
-    cache: TokenCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoding, examples, events = _encoding(), _texts(5), list[Event]()
     wanted, _ = _in_memory(examples, encoding)
-    rows, _ = tokenized(examples, encoding, cache=TokenCache(cache.folder, 0), emit=events.append)
+    rows, _ = tokenized(examples, encoding, cache=Cache(cache.folder, 0), emit=events.append)
     assert _are_same(rows, wanted) and not cache.folder.exists() and not events
     (tmp_path / "file").write_text("")
-    rows, _ = tokenized(examples, encoding, cache=TokenCache(tmp_path / "file" / "tokens", 9), emit=events.append)
+    rows, _ = tokenized(examples, encoding, cache=Cache(tmp_path / "file" / "tokens", 9), emit=events.append)
     assert _are_same(rows, wanted)
-    assert [event.code for event in events if isinstance(event, Warning)] == ["token_cache_unusable"]
-    monkeypatch.setenv(token_cache.LIMIT, "much")
+    assert [event.code for event in events if isinstance(event, Warning)] == ["cache_unusable"]
+    monkeypatch.setenv(LIMIT, "much")
     with pytest.raises(UserError, match="'much' is not a number of GiB") as fault:
-        TokenCache.of_user()
-    assert fault.value.where == token_cache.LIMIT
-    monkeypatch.setenv(token_cache.LIMIT, "0.5")
+        Cache.of_rows()
+    assert fault.value.where == LIMIT
+    monkeypatch.setenv(LIMIT, "0.5")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert TokenCache.of_user() == TokenCache(tmp_path / "tunesmith" / "tokens", 2**29)
+    assert Cache.of_rows() == Cache(tmp_path / "tunesmith" / "rows", 2**29)
 
 
 def test_processes_give_the_same_rows_in_the_same_order_and_name_the_row_at_fault() -> None:
@@ -189,7 +190,7 @@ def test_processes_give_the_same_rows_in_the_same_order_and_name_the_row_at_faul
     assert (fault.value.code, fault.value.where) == ("unknown_label", "t.jsonl:24")
 
 
-def test_a_training_from_mapped_rows_is_the_same_bit_for_bit(cache: TokenCache, tmp_path: Path) -> None:
+def test_a_training_from_mapped_rows_is_the_same_bit_for_bit(cache: Cache, tmp_path: Path) -> None:
     settings = {"steps": 6, "tokens_per_step": 60, "lr": 1e-2, "validations": 2, "patience": 0, "keep": "last"}
     for method, architecture, objective in (
         (Full(), "llama", CLM()),

@@ -2,7 +2,7 @@
 
 The name of an entry is a SHA-256 over everything that decides its bytes: the examples with their origins, the tokenizer
 with its chat template, the objective and its settings, the longest row, the labels, and the source of the code that
-encodes. An entry is verified whenever it is opened; a damaged one is made again, and that is said.
+encodes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tunesmith.core.errors import UserError
+from tunesmith.core.cache import Cache
 from tunesmith.core.events import Emit, Finding, Progress, Warning, silent
-from tunesmith.core.publish import disk_error, publishing, verify
+from tunesmith.core.publish import disk_error
 from tunesmith.core.records import Example
 from tunesmith.data.render import template_of
 from tunesmith.training.encode import Encoding, Rows, encode_rows, findings_of, nothing_trained
@@ -33,8 +30,6 @@ from tunesmith.training.encode_workers import can_travel, encoded
 from tunesmith.training.token_store import META, Chunk, Loss, Origins, StoredFeatures, StoreWriter, mapped
 
 STEP = "train"
-LIMIT = "TUNESMITH_TOKEN_CACHE_GIB"
-DEFAULT_GIB = 20.0
 WORKERS = "TUNESMITH_TOKENISERS"
 MIN_ROWS = 1000
 """Fewer rows are tokenised in memory each time: it takes a second at most."""
@@ -42,88 +37,10 @@ CHUNK = 256
 WORTH_SECONDS = 10.0
 """Work left, as measured on the first chunks, for which processes are started; each takes about 3 s to begin."""
 TRIAL_SECONDS = 2.0
-STALE_SECONDS = 24 * 3600.0
-"""An unfinished entry that is older belongs to a process that was killed."""
-
-
-@dataclass(frozen=True)
-class TokenCache:
-    """A folder of entries, bounded in size: what was not used for longest goes first."""
-
-    folder: Path
-    limit_bytes: int
-
-    @staticmethod
-    def of_user() -> TokenCache:
-        """`$XDG_CACHE_HOME/tunesmith/tokens`, at most `$TUNESMITH_TOKEN_CACHE_GIB` GiB (20; 0 keeps nothing).
-
-        Raises:
-            UserError: The variable is not a number.
-        """
-        root = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(root) if Path(root).is_absolute() else Path("~/.cache").expanduser()
-        text = os.environ.get(LIMIT, "")
-        try:
-            limit = float(text) if text else DEFAULT_GIB
-        except ValueError:
-            raise UserError(
-                f"{text!r} is not a number of GiB.", code="bad_variable", where=LIMIT, remedy="Set it to e.g. 20."
-            ) from None
-        return TokenCache(base / "tunesmith" / "tokens", int(limit * 2**30))
-
-    def open(self, key: str, build: Callable[[Path], None], emit: Emit = silent) -> Path:
-        """The verified folder of an entry; `build` writes what is not there into a draft.
-
-        Raises:
-            UserError: `build` raised it, or there is no room on the disk.
-        """
-        entry = self.folder / key
-        if entry.exists():
-            try:
-                verify(entry)
-                os.utime(entry)
-                return entry
-            except (UserError, OSError) as fault:
-                text = f"tokenised rows of an earlier run are damaged and are made again ({fault})"
-                emit(Warning(STEP, "token_cache_damaged", text, {"path": str(entry)}))
-                self._delete(entry)
-        try:
-            with publishing(entry) as draft:
-                build(draft)
-        except UserError as fault:
-            if fault.code != "exists":  # another process was first, with the same rows
-                raise
-        self.shrink(keep=entry)
-        return entry
-
-    def shrink(self, keep: Path) -> None:
-        """Delete what was not used for longest until the limit is kept; `keep` stays whatever its size."""
-        now = time.time()
-        found = []
-        for path in self.folder.iterdir():
-            if path.name.startswith("."):
-                if now - path.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
-            elif path != keep:
-                found.append((path.stat().st_mtime, path, _size(path)))
-        total = _size(keep) + sum(size for _, _, size in found)
-        for _, path, size in sorted(found):
-            if total <= self.limit_bytes:
-                break
-            self._delete(path)
-            total -= size
-
-    def _delete(self, entry: Path) -> None:
-        doomed = entry.parent / f".{entry.name}.tmp-{uuid.uuid4().hex[:8]}"
-        try:
-            entry.rename(doomed)
-        except FileNotFoundError:  # another process was first
-            return
-        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def tokenized(
-    examples: Sequence[Example], encoding: Encoding, *, cache: TokenCache | None = None, emit: Emit = silent
+    examples: Sequence[Example], encoding: Encoding, *, cache: Cache | None = None, emit: Emit = silent
 ) -> tuple[Rows, tuple[Finding, ...]]:
     """As `encode_rows`, from the cache where the same rows were tokenised before; few rows are kept in memory.
 
@@ -133,7 +50,7 @@ def tokenized(
     if len(examples) < MIN_ROWS:
         objective, tokenizer = encoding.objective, encoding.tokenizer
         return encode_rows(examples, objective, tokenizer, max_length=encoding.max_length, labels=encoding.labels)
-    cache = cache or TokenCache.of_user()
+    cache = cache or Cache.of_rows()
 
     def build(draft: Path) -> None:
         writer = StoreWriter(draft)
@@ -144,7 +61,9 @@ def tokenized(
         writer.close()
 
     if cache.limit_bytes and _is_writable(cache.folder, emit):
-        return open_rows(cache.open(rows_key(examples, encoding), build, emit), encoding.max_length)
+        return open_rows(
+            cache.open(f"tokens-{rows_key(examples, encoding)}", build, emit, step=STEP), encoding.max_length
+        )
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:  # mapped files stay until they are closed
         try:
             build(Path(folder))
@@ -275,12 +194,5 @@ def _is_writable(folder: Path, emit: Emit) -> bool:
             return True
     except OSError as fault:
         text = f"tokenised rows are not kept for the next run: {fault.strerror or fault} ({folder})"
-        emit(Warning(STEP, "token_cache_unusable", text))
+        emit(Warning(STEP, "cache_unusable", text))
         return False
-
-
-def _size(folder: Path) -> int:
-    try:
-        return sum(path.stat().st_size for path in folder.iterdir())
-    except FileNotFoundError:  # deleted by another process
-        return 0
