@@ -128,6 +128,24 @@ def test_a_wrong_override_names_the_setting(tmp_path: Path) -> None:
     assert "`train.epochs` cannot be 'many'" in fault_of(tmp_path, SMALLEST, "train.epochs=many").line()
 
 
+def test_a_fault_of_an_override_is_located_in_it_and_not_in_the_file(tmp_path: Path) -> None:
+    text = SMALLEST + "train:\n  lr: 0.001\n"
+    for override in ("train.lr=-1", "train.lrr=1", "method=lorra", "method.rank=0"):
+        assert fault_of(tmp_path, text, "seed=3", override).where == f"the override {override}"
+    assert fault_of(tmp_path, text + "  epoch: 3\n", "train.lr=0.1").where.endswith("tickets.yaml:5")
+
+
+def test_a_fault_within_one_of_several_shapes_names_the_key_of_that_shape(tmp_path: Path) -> None:
+    for value, message in (
+        ("{temperature: 0}", "`data.mixing.temperature` cannot be 0: Input should be greater than or equal to 1."),
+        ("{temprature: 2}", '"temprature" is not a setting of data.mixing; did you mean "temperature"?'),
+        ("often", "`data.mixing` cannot be 'often': Input should be 'proportional' or 'equal'."),
+    ):
+        assert message in fault_of(tmp_path, SMALLEST, f"data.mixing={value}").line()
+    line = fault_of(tmp_path, SMALLEST, "data.source=[{path: a, wieght: 2}]").line()
+    assert '"wieght" is not a setting of data.source.0; did you mean "weight"?' in line
+
+
 def test_overrides_keep_text_that_is_no_yaml() -> None:
     values: dict[str, object] = {}
     apply_override(values, "data.source=[oops")

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.overrides import apply_override
+from tunesmith.core.overrides import among_overrides, apply_override
 from tunesmith.core.plugins import Plugin, build, find, names, plugin
 from tunesmith.core.settings import Locate, Settings, validate
 from tunesmith.core.space import SearchSettings, refuse_ranges
@@ -285,7 +285,7 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[s
     for override in overrides:
         apply_override(values, override)
     values.setdefault("name", path.stem)
-    return values, locator(node, text, path)
+    return values, among_overrides(locator(node, text, path), overrides)
 
 
 def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> Recipe:

@@ -53,13 +53,16 @@ def test_the_table_at_100_columns(
     assert max(map(len, lines)) <= 100
 
 
-def test_narrow_terminals_drop_memory_and_forgetting_first(
+def test_narrow_terminals_shrink_the_drawing_and_then_drop_memory_and_forgetting_first(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    _, out, _ = run(capsys, "compare", "--open", str(folder))
-    assert out.splitlines()[0].split() == ["fact", "match", "s/answer", "train"]
-    assert max(map(len, out.splitlines())) <= 80
+    for columns, kept in (("90", ["s/answer", "train", "memory", "forgets"]), ("66", ["s/answer", "train"])):
+        monkeypatch.setenv("COLUMNS", columns)
+        _, out, _ = run(capsys, "compare", "--open", str(folder))
+        lines = out.splitlines()
+        assert lines[0].split() == ["fact", "match", *kept]
+        assert "●" in lines[3]
+        assert max(map(len, lines[:4])) <= int(columns)
 
 
 def test_read_aloud_every_row_is_sentences(

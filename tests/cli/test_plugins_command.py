@@ -79,6 +79,8 @@ def test_a_plugins_settings_have_type_and_default(capsys: pytest.CaptureFixture[
 def test_sections_of_the_recipe_are_shown_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tokens_per_step" in shown(capsys, "train")
     assert "group_by" in shown(capsys, "data.split")
+    assert "size_limit" in shown(capsys, "data.mixing")  # one of several things
+    assert "loss_weight" in shown(capsys, "data.source")  # in a list
     assert "needed" in shown(capsys, "model")
     assert "sampler" in shown(capsys, "search")
 

@@ -82,3 +82,10 @@ def test_different_rows_are_refused() -> None:
     other = [Outcome(origin="b:1", answer="yes", reference="yes")]
     with pytest.raises(UserError, match="not scored on the same rows"):
         seeds_score(METRIC, [answers([1]), other], seed=1)
+
+
+def test_no_interval_of_a_difference_reaches_beyond_what_two_rates_can_differ_by() -> None:
+    a, b = [answers([1, 1, 1]), answers([0, 0, 1])], [answers([0, 0, 0]), answers([1, 0, 0])]
+    found = seeds_difference(METRIC, a, b, seed=1)
+    assert (found.low, found.high) == (-1.0, 1.0)  # Student's interval with one degree of freedom is wider
+    assert found.value == pytest.approx(0.5)

@@ -102,7 +102,7 @@ def test_tags_are_read_from_lists_from_json_text_and_by_number() -> None:
 
 
 def test_words_and_tags_must_match_and_numbers_must_have_names() -> None:
-    with pytest.raises(RowFault, match="2 words have 1 tags"):
+    with pytest.raises(RowFault, match=r"2 words and 1 tag$"):
         read({"tokens": ["a", "b"], "tags": ["O"]}, "tags")
     with pytest.raises(RowFault, match="there is no name for tag 9"):
         read({"tokens": ["a"], "tags": [9]}, "tags", names=["O"])

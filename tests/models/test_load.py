@@ -368,3 +368,16 @@ def test_a_method_refuses_a_model_for_a_task_before_its_weights_are_read(tmp_pat
             check=method.check_model,
             method=method,
         )
+
+
+def test_a_misspelt_name_without_a_network_is_told_at_once_with_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "runs" / "tickets-1", "llama")
+    fault = error("tickts-1")
+    assert fault.remedy.startswith("no folder here is called so, and the hub is switched off")
+    assert fault.remedy.endswith('Did you mean "runs/tickets-1"?')

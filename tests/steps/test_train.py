@@ -19,7 +19,7 @@ from tunesmith.core.publish import verify
 from tunesmith.core.run import RunFolder
 from tunesmith.models.load import load_trained
 from tunesmith.models.tiny import write_tiny
-from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.recipe import Recipe, make_recipe, override_recipe
 from tunesmith.steps.train import resume, train
 
 TRAIN = {"steps": 6, "tokens_per_step": 128, "micro_tokens": 128, "validations": 2, "lr": 1e-2}
@@ -75,6 +75,15 @@ def test_every_family_trains_from_file_to_report(tmp_path, architecture, task, r
     assert (card["task"], card["objective"], card["method"]["name"]) == (task, objective, method)
     assert {"environment.json", "data.json", "metrics.jsonl", "loss.png"} <= {path.name for path in run.path.iterdir()}
     assert load_trained(run.model).task == task
+
+
+def test_a_run_is_gone_on_with_by_its_name(tmp_path):
+    run = RunFolder.create(tmp_path / "runs", "small")
+    run.write("recipe.yaml", "model: tunesmith/base\n")
+    write_tiny(run.model, "bert", "classify", labels=("no", "yes"))
+    recipe = override_recipe(_recipe(tmp_path, "bert", "classify", LABELS, method="full"), model={"name": run.name})
+    again = train(recipe, emit=lambda event: None, root=tmp_path / "runs")
+    assert yaml.safe_load(again.recipe.read_text())["model"]["name"] == str(run.path)
 
 
 def test_it_learns(tmp_path):

@@ -10,13 +10,25 @@ import typer
 
 from tunesmith.cli.flags import UsageError
 from tunesmith.cli.session import Session
-from tunesmith.reporters.text import Column, duration, facts, fold, gib, interval, interval_bar, is_flat, paint, table
+from tunesmith.reporters.text import (
+    Column,
+    duration,
+    facts,
+    fold,
+    gib,
+    interval,
+    interval_bar,
+    is_flat,
+    natural_width,
+    paint,
+    table,
+)
 
 if TYPE_CHECKING:
     from tunesmith.steps.compare import Comparison
 
 SHOWN = ("fixed", "broken", "wrong")
-BAR_WIDTH = 22
+BAR_WIDTH, LEAST_BAR = 22, 8
 
 
 def compare(
@@ -73,27 +85,36 @@ def result_text(comparison: Comparison, width: int) -> str:
 
 
 def comparison_table(report: Mapping[str, Any], width: int) -> str:
-    """One line per row: a drawn interval, the score, and what it cost."""
+    """One line per row: a drawn interval, the score, and what it cost. The drawing shrinks before a cost is dropped."""
+    columns, rows = _table_parts(report, width, BAR_WIDTH)
+    excess = natural_width(columns, rows) - width
+    if excess > 0:
+        columns, rows = _table_parts(report, width, max(LEAST_BAR, BAR_WIDTH - excess))
+    return table(columns, rows, width)
+
+
+def _table_parts(report: Mapping[str, Any], width: int, bar_width: int) -> tuple[list[Column], list[list[str]]]:
     key = report["metric"]
     scores = [row["scores"][key] for row in report["rows"]]
     lowest = 0.0 if report["is_rate"] else min(score["low"] for score in scores)
     highest = 1.0 if report["is_rate"] else max(score["high"] for score in scores)
     title = report["metric_title"]
+    is_over_bar = len(title) <= bar_width and not is_flat(width)
     columns = [
         Column("", 9),
-        Column(title, 8, is_drawing=True),
-        Column(title if is_flat(width) else "", 9),
+        Column(title if is_over_bar else "", 4, is_drawing=True),
+        Column("" if is_over_bar else title, 9),
         Column("s/answer", 7, "right"),
-        Column("train", 4, "right"),
+        Column("train", 5, "right"),
         Column("memory", 2, "right"),
         Column("forgets", 3, "right"),
     ]
     rows = []
     for row, score in zip(report["rows"], scores, strict=True):
-        bar = interval_bar(score["value"], score["low"], score["high"], BAR_WIDTH, lowest, highest)
+        bar = interval_bar(score["value"], score["low"], score["high"], bar_width, lowest, highest)
         value, _, band = interval(score["value"], score["low"], score["high"]).partition(" ")
         rows.append([row["name"], bar, f"{paint(value, 'bold')}  {band}", *_costs(row)])
-    return table(columns, rows, width)
+    return columns, rows
 
 
 def paint_verdict(text: str) -> str:
@@ -120,8 +141,9 @@ def _run(session: Session, words: Sequence[str] | None, out: str, jobs: int) -> 
         )
     from tunesmith.recipe import read_recipe
     from tunesmith.steps.compare import compare as run_step
+    from tunesmith.steps.opening import with_named_run
 
-    recipe = read_recipe(words[0], words[1:])
+    recipe = with_named_run(read_recipe(words[0], words[1:]), session.home.runs)
     folder = Path(out) if out else session.home.path / "comparisons" / recipe.name
     return run_step(recipe, emit=session.emit, out=folder, jobs=jobs)
 

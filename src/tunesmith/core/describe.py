@@ -50,8 +50,10 @@ def _field(name: str, field: FieldInfo) -> Described:
 
 
 def _group(annotation: Any) -> type[Settings] | None:
-    is_group = inspect.isclass(annotation) and issubclass(annotation, Settings) and not issubclass(annotation, Plugin)
-    return annotation if is_group else None
+    """The class of settings that a field takes, alone, in a list, or as one of several things."""
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
+        return None if issubclass(annotation, Plugin) else annotation
+    return next((found for part in get_args(annotation) if (found := _group(part)) is not None), None)
 
 
 def _words(annotation: Any) -> str:

@@ -140,6 +140,12 @@ def difference(metric: Measure, a: Sequence[Outcome], b: Sequence[Outcome], seed
     )
 
 
+def within(metric: Measure, low: float, high: float) -> tuple[float, float]:
+    """An interval of a difference without what no two values of the metric can differ by."""
+    widest = metric.bounds[1] - metric.bounds[0]
+    return max(low, -widest), min(high, widest)
+
+
 def wilson(hits: float, num_rows: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a rate (Wilson 1927)."""
     z = _z(confidence)
@@ -206,7 +212,7 @@ def _resampled_difference(metric: Measure, a_NS: Array, b_NS: Array, value: floa
         if not (isfinite(lowest) and isfinite(highest)):
             return value, value
         margin = wilson(0, num_rows)[1] * (highest - lowest)
-        return value - margin, value + margin
+        return within(metric, value - margin, value + margin)
     left_out = metric.value(a_NS.sum(axis=0) - a_NS) - metric.value(b_NS.sum(axis=0) - b_NS)
     return bca(replicates, value, left_out)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from tunesmith.core.errors import UserError
+from tunesmith.core.settings import Locate
 
 _DEFAULTS = {"method": "lora", "optimizer": "adamw"}
 """What a recipe takes where it names none, so that one of its settings can be given alone."""
@@ -28,6 +30,22 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         value = text
     put(values, key.strip(), value)
+
+
+def among_overrides(locate: Locate, overrides: Sequence[str]) -> Locate:
+    """`locate`, which of a key that an override set names that override instead of the file."""
+    if not overrides:
+        return locate
+    keys = [tuple(override.partition("=")[0].strip().split(".")) for override in overrides]
+
+    def located(path: tuple[str | int, ...]) -> tuple[str, str]:
+        words = tuple(map(str, path))
+        for key, override in reversed(list(zip(keys, overrides, strict=True))):
+            if words[: len(key)] == key:
+                return f"the override {override}", ""
+        return locate(path)
+
+    return located
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.intervals import CONFIDENCE, Difference, Measure, difference, score
+from tunesmith.core.intervals import CONFIDENCE, Difference, Measure, difference, score, within
 from tunesmith.core.records import Outcome, Score
 
 Array = NDArray[np.float64]
@@ -75,11 +75,12 @@ def seeds_difference(metric: Measure, a: Sequence[Answers], b: Sequence[Answers]
     value = float(a_K.mean() - b_K.mean())
     left_out = _left_out(metric, a_KRS) - _left_out(metric, b_KRS)
     reach = _reach([_rows_part(left_out), _seeds_part(a_K), _seeds_part(b_K)])
+    low, high = within(metric, value - reach, value + reach)
     return Difference(
         metric=metric.key(),
         value=value,
-        low=value - reach,
-        high=value + reach,
+        low=low,
+        high=high,
         num_rows=len(a[0]),
         higher_is_better=metric.higher_is_better,
     )

@@ -63,13 +63,16 @@ def _user_error(
     elsewhere: Mapping[str, list[str]] | None,
 ) -> UserError:
     faults = fault.errors(include_url=False)
-    first = next(
-        (one for one in faults if one["type"] == "extra_forbidden"), faults[0]
-    )  # a typo explains what is missing
+    branches = _branches(cls)
+    paths = [tuple(part for part in one["loc"] if not _is_branch(part, branches)) for one in faults]
+    number = next((i for i, one in enumerate(faults) if one["type"] == "extra_forbidden"), -1)  # a typo explains more
+    if number < 0:  # of a union's branches, the one that the value is nearest to says most
+        inside = [i for i, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
+        number = max(inside, key=lambda i: len(paths[i]))
+    first, path = faults[number], paths[number]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return cause
-    path = tuple(part for part in first["loc"] if not (isinstance(part, str) and _is_branch(part)))
     where, frame = locate(path) if locate else ("", "")
     key = str(path[-1]) if path else ""
     group = ".".join([part for part in (place, *map(str, path[:-1])) if part]) or "the recipe"
@@ -95,19 +98,42 @@ def _user_error(
     )
 
 
-def _is_branch(part: str) -> bool:
-    """Whether pydantic put the branch of a union into the place (`literal['auto']`, `constrained-float`)."""
-    return "[" in part or part.startswith("constrained-") or part in ("int", "float", "str", "bool")
+def _is_branch(part: str | int, branches: set[str]) -> bool:
+    """Whether pydantic put the branch of a union into the place (`literal['auto']`, `constrained-float`, a class)."""
+    if isinstance(part, int):
+        return False
+    plain = part.startswith("constrained-") or part in ("int", "float", "str", "bool")
+    return plain or "[" in part or part in branches
+
+
+def _branches(cls: type[BaseModel]) -> set[str]:
+    """The names of the settings' classes anywhere inside a class."""
+    found: set[str] = set()
+    waiting: list[Any] = [field.annotation for field in cls.model_fields.values()]
+    while waiting:
+        one = waiting.pop()
+        waiting += getattr(one, "__args__", ())
+        if isinstance(one, type) and issubclass(one, BaseModel) and one.__name__ not in found:
+            found.add(one.__name__)
+            waiting += [field.annotation for field in one.model_fields.values()]
+    return found
 
 
 def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     current: type[BaseModel] = cls
     for part in path:
-        field = current.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if isinstance(part, int):  # of a list, whose class was found with its key
+            continue
+        field = current.model_fields.get(part)
+        found = _class_in(field.annotation) if field else None
         if found is None:
             break
         current = found
     return list(current.model_fields)
+
+
+def _class_in(annotation: Any) -> type[BaseModel] | None:
+    """The class of settings in an annotation: alone, in a list, or as one of several things."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((one for part in getattr(annotation, "__args__", ()) if (one := _class_in(part)) is not None), None)

@@ -38,7 +38,11 @@ class Tags(Format):
             raise RowFault("missing_column", f'the row has no "{missing}"', "name its column with data.columns")
         words, tags = (_cells(row, name) for name in names)
         if len(words) != len(tags):
-            raise RowFault("tags_unfit", f"{len(words)} words have {len(tags)} tags", "give each word one tag")
+            raise RowFault(
+                "tags_unfit",
+                f"{_counted(len(words), 'word')} and {_counted(len(tags), 'tag')}",
+                "give each word one tag",
+            )
         if not words:
             raise RowFault("empty_content", f'"{names[0]}" has no words', "fill it or delete the row")
         blank = next((number for number, word in enumerate(words, 1) if not str(word).strip()), 0)
@@ -63,6 +67,10 @@ class Tags(Format):
         if not text:
             raise RowFault("no_label", "a tag is empty", 'write "O" where a word has none')
         return text
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _looks_like_list(value: Any) -> bool:

@@ -19,6 +19,7 @@ from tunesmith.models.anatomy import head_modules
 from tunesmith.models.number_head import make_exact
 from tunesmith.models.quantize import Quantize, keep_layout, quantization
 from tunesmith.models.quiet import quiet
+from tunesmith.models.source import check_hub
 from tunesmith.models.weights import own_memory
 from tunesmith.objectives.base import Task
 
@@ -113,6 +114,8 @@ class Opened:
         return model.eval(), missing
 
     def _call(self, function: Any, **settings: Any) -> Any:
+        if isinstance(self.source, str):
+            check_hub(self.source)
         try:
             with quiet():
                 return function(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import UserError, suggest
+from tunesmith.core.errors import Suggestions, UserError, suggest
 from tunesmith.core.publish import refuse_pickles, sha256
 from tunesmith.core.run import RunFolder
 
@@ -19,6 +20,8 @@ BUILT_IN = "tunesmith/base"
 CARD = "tunesmith.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SECONDS_TO_REACH = 5.0
+"""For a first answer from the hub; a machine without a network says so sooner."""
 _MODEL_FILES = ("config.json", ADAPTER_CONFIG)
 
 
@@ -44,6 +47,40 @@ def resolve(name: str) -> str | Path:
         near = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
         raise _unknown(name, suggest(path.name, near).sentence() or "Give a folder that exists, or a hub id.")
     return name
+
+
+@cache
+def check_hub(name: str) -> None:
+    """Refuse at once a hub id that is not cached where the hub cannot be reached; its own library tries for a minute.
+
+    Raises:
+        UserError: So it is, with the nearest names that are here.
+    """
+    import httpx
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if any(isinstance(try_to_load_from_cache(name, file), str) for file in _MODEL_FILES):
+        return
+    reason = "the hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    if not reason:
+        try:
+            httpx.head(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", timeout=SECONDS_TO_REACH)
+        except httpx.TransportError:
+            reason = "the hub cannot be reached"
+    if reason:
+        here = [BUILT_IN, *_models(Path()), *(f"runs/{run}" for run in _models(Path("runs")))]
+        cache = Path(constants.HF_HUB_CACHE)
+        cached = [entry.name.removeprefix("models--").replace("--", "/") for entry in cache.glob("models--*")]
+        near = suggest(name, [*here, *cached]).here or suggest(f"runs/{name}", here).here
+        hint = Suggestions(near, ()).sentence() or f"Offline, name a folder, or the built-in `{BUILT_IN}`."
+        raise _unknown(name, f"no folder here is called so, and {reason}. {hint[0].upper()}{hint[1:]}")
+
+
+def _models(parent: Path) -> list[str]:
+    """Folders that hold a model or are a run."""
+    files = (*_MODEL_FILES, "recipe.yaml")
+    entries = sorted(parent.iterdir()) if parent.is_dir() else []
+    return [entry.name for entry in entries if any((entry / file).is_file() for file in files)]
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) 
     if is_flat(width):
         return _flat(columns, rows, width)
     kept = list(range(len(columns)))
-    widths = [max([cell_width(c.title), *(cell_width(row[i]) for row in rows)]) for i, c in enumerate(columns)]
+    widths = _widths(columns, rows)
     while (excess := _total(kept, widths, 2) - width) > 0:
         widest = max((i for i in kept if columns[i].align == "left"), key=lambda i: widths[i], default=kept[0])
         are_equal = len({columns[i].importance for i in kept}) == 1
@@ -209,6 +209,11 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) 
     return "\n".join(lines if any(columns[i].title for i in kept) else lines[1:])
 
 
+def natural_width(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
+    """How wide the table is at least with every column and no text cut."""
+    return _total(range(len(columns)), _widths(columns, rows), 2)
+
+
 def is_flat(width: int) -> bool:
     """Whether rows are said as `name: value` lines: narrow terminals, and `TUNESMITH_ACCESSIBLE`."""
     return width < NARROW or is_accessible(os.environ)
@@ -217,6 +222,10 @@ def is_flat(width: int) -> bool:
 def is_accessible(environ: Mapping[str, str]) -> bool:
     """Whether the user asked for output that a screen reader can follow."""
     return environ.get("TUNESMITH_ACCESSIBLE", "") not in ("", "0")
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max([cell_width(c.title), *(cell_width(row[i]) for row in rows)]) for i, c in enumerate(columns)]
 
 
 def _total(kept: Sequence[int], widths: Sequence[int], gap: int) -> int:

@@ -64,13 +64,16 @@ def index_page(written: dict[str, str]) -> str:
 
 def recipe_page() -> str:
     """Every setting of a recipe, group by group."""
-    from tunesmith.recipe import CompareRow, Recipe, SourceSettings
+    from tunesmith.recipe import Recipe
 
     parts = ["Everything that decides a run, in one YAML file: `tunesmith train recipe.yaml KEY=VALUE`."]
     groups: list[tuple[str, type[BaseModel]]] = [("", Recipe)]
-    groups += [("data.source (as a list)", SourceSettings), ("compare.rows", CompareRow)]
+    shown: set[type[BaseModel]] = set()
     while groups:
         place, cls = groups.pop(0)
+        if cls in shown:
+            continue
+        shown.add(cls)
         fields = describe(cls)
         groups[:0] = [(f"{place}.{f.name}".strip("."), f.group) for f in fields if f.group is not None]
         parts += [f"## {place}" if place else "## The recipe", inspect.getdoc(cls) or "", _settings_table(fields)]

@@ -10,7 +10,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.home import Home
 from tunesmith.core.records import Example
 from tunesmith.core.run import RunFolder
-from tunesmith.recipe import DataSettings, Recipe, read_recipe
+from tunesmith.recipe import DataSettings, Recipe, override_recipe, read_recipe
 
 if TYPE_CHECKING:
     from tunesmith.core.store import Store
@@ -50,6 +50,14 @@ def open_target(target: str, home: Home) -> Opened:
         objective=str(loaded.card.get("objective", "")),
         recipe=recipe,
     )
+
+
+def with_named_run(recipe: Recipe, runs: Path) -> Recipe:
+    """The recipe with the folder of a run as its model, where `model.name` is the name of one and of nothing here."""
+    name = recipe.model.name
+    if "/" in name or Path(name).exists() or not (runs / name / "recipe.yaml").is_file():
+        return recipe
+    return override_recipe(recipe, model={**recipe.model.model_dump(mode="json"), "name": str(runs / name)})
 
 
 def held_out(data: str, opened: Opened, limit: int = 0) -> tuple[Example, ...]:

@@ -6,25 +6,27 @@ train → publish → load what was published → score it → report.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import Interrupted, TunesmithError, UserError
 from tunesmith.core.events import Emit, Saved
 from tunesmith.core.plugins import build
+from tunesmith.core.publish import is_whole
 from tunesmith.core.records import ChatExample, LabelExample
-from tunesmith.core.run import RunFolder, environment
+from tunesmith.core.run import RunFolder
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.mix import has_tasks
 from tunesmith.models.load import load_trained
-from tunesmith.models.machine import describe
 from tunesmith.objectives.base import objective_for
-from tunesmith.recipe import Recipe, override_recipe, read_recipe
+from tunesmith.recipe import Recipe, override_recipe
 from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import default_metrics
+from tunesmith.steps.opening import with_named_run
+from tunesmith.steps.resuming import Resumption, record_work
 from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import head, tail, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
@@ -43,6 +45,7 @@ def train(recipe: Recipe, *, emit: Emit, root: Path = Path("runs"), folder: str 
         UserError: Anything in the recipe, the data or the model that the user can mend.
         Interrupted: The user stopped it; the run can be resumed.
     """
+    recipe = with_named_run(recipe, root)
     if has_tasks(recipe.data):
         return _train_tasks(recipe, emit, lambda: _new_run(recipe, root, folder))
     data = load_data(recipe.data, seed=recipe.seed)
@@ -51,29 +54,34 @@ def train(recipe: Recipe, *, emit: Emit, root: Path = Path("runs"), folder: str 
     run = _new_run(recipe, root, folder)
     run.write("recipe.yaml", recipe.to_yaml())
     run.write("data.json", data.card())
-    return _carry_out(run, recipe, lambda: _train(run, work))
+    with run.locked():
+        return _carry_out(run, recipe, lambda: _train(run, work))
 
 
-def resume(run: RunFolder, *, emit: Emit) -> RunFolder:
+def resume(run: RunFolder, *, emit: Emit, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> RunFolder:
     """Go on with a stopped or killed run, bit for bit.
 
+    `overrides` are `key=value` changes of its recipe; they, like other data or another base, must be allowed by name.
+
     Raises:
-        UserError: It is finished, or its data are not what they were.
+        UserError: It is finished, another process works on it, or something is not what it was and not in `allow`.
+        Interrupted: The user stopped it again.
     """
-    if run.state == "finished":
-        raise UserError(
-            "this run is finished.", code="finished", where=str(run.path), remedy=f"Try: tunesmith chat {run.path}"
-        )
-    recipe = read_recipe(run.recipe)
-    if has_tasks(recipe.data):
-        return _train_tasks(recipe, emit, lambda: run)
-    data = load_data(recipe.data, seed=recipe.seed)
-    _refuse_other_data(run, data.card())
-    work = Work.prepare(recipe, data, emit)
-    return _carry_out(run, recipe, lambda: _train(run, work))
+    with run.locked():
+        going_on = Resumption(run, overrides, allow)
+        recipe = going_on.recipe
+        if has_tasks(recipe.data):
+            return _train_tasks(recipe, emit, lambda: run, going_on)
+        data = load_data(recipe.data, seed=recipe.seed)
+        going_on.check_data(data.card())
+        work = Work.prepare(resolve(recipe, data), data, emit)
+        going_on.begin(work.recipe)
+        return _carry_out(run, work.recipe, lambda: _train(run, work, going_on.allowed))
 
 
-def _train_tasks(recipe: Recipe, emit: Emit, open_run: Callable[[], RunFolder]) -> RunFolder:
+def _train_tasks(
+    recipe: Recipe, emit: Emit, open_run: Callable[[], RunFolder], going_on: Resumption | None = None
+) -> RunFolder:
     """Several tasks with heads of their own, in a new run or in a stopped one."""
     from tunesmith.steps.train_tasks import JointWork, train_joint
 
@@ -81,26 +89,18 @@ def _train_tasks(recipe: Recipe, emit: Emit, open_run: Callable[[], RunFolder]) 
         recipe = override_recipe(recipe, train={"lr": recipe.method.learning_rate})
     joint = JointWork.prepare(recipe, emit)
     run = open_run()
-    if run.recipe.is_file():
-        _refuse_other_data(run, joint.data.card())
-    else:
-        run.write("recipe.yaml", recipe.to_yaml())
-        run.write("data.json", joint.data.card())
-    return _carry_out(run, recipe, lambda: train_joint(run, joint))
+    if going_on is not None:
+        going_on.check_data(joint.data.card())
+        going_on.begin(recipe)
+        return _carry_out(run, recipe, lambda: train_joint(run, joint, going_on.allowed))
+    run.write("recipe.yaml", recipe.to_yaml())
+    run.write("data.json", joint.data.card())
+    with run.locked():
+        return _carry_out(run, recipe, lambda: train_joint(run, joint))
 
 
 def _new_run(recipe: Recipe, root: Path, folder: str) -> RunFolder:
     return RunFolder.make(root / folder) if folder else RunFolder.create(root, recipe.name or "run")
-
-
-def _refuse_other_data(run: RunFolder, card: dict[str, Any]) -> None:
-    if different := _differences(run.read_json("data.json"), json.loads(json.dumps(card))):
-        raise UserError(
-            f"the data are not what this run began with: {', '.join(different[:5])}.",
-            code="resume_mismatch",
-            where=str(run.path),
-            remedy="Restore them, or start a new run.",
-        )
 
 
 def resolve(recipe: Recipe, data: DataSet) -> Recipe:
@@ -134,31 +134,37 @@ def _words(kind: type) -> str:
 
 
 def _carry_out(run: RunFolder, recipe: Recipe, work: Callable[[], None]) -> RunFolder:
-    with run.locked():
-        try:
-            run.set_state("running")
-            recipe.launcher.launch(run.path, work)
-        except (Interrupted, KeyboardInterrupt) as stop:  # outside the loop Ctrl-C is Python's own
-            run.set_state("stopped")
-            message = str(stop) or "stopped; no step was under way"
-            raise Interrupted(message, resume=f"tunesmith train --resume {run.path}") from None
-        except TunesmithError as fault:
-            run.set_state("failed", error=str(fault))
-            raise
+    """Do the work in a run that is locked; the run's state says how it ended."""
+    try:
+        run.set_state("running")
+        recipe.launcher.launch(run.path, work)
+    except (Interrupted, KeyboardInterrupt) as stop:  # outside the loop Ctrl-C is Python's own
+        message = str(stop) or "stopped; no step was under way"
+        _say_state(run, "stopped")
+        raise Interrupted(message, resume=f"tunesmith train --resume {run.path}") from None
+    except TunesmithError as fault:
+        _say_state(run, "failed", error=str(fault))
+        raise
     return run
 
 
-def _train(run: RunFolder, work: Work) -> None:
+def _say_state(run: RunFolder, state: str, **values: Any) -> None:
+    """Record how it ended where the disk takes it; what it ended with is what the user is to hear of."""
+    with contextlib.suppress(UserError):
+        run.set_state(state, **values)
+
+
+def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     started = time.perf_counter()
     recipe, emit = work.recipe, work.emit
-    run.write("environment.json", environment(machine=describe().to_dict(), seed=recipe.seed))
+    record_work(run, work)
     loop = make_loop(run, work)
-    first = loop.restore()
+    first = loop.restore(allowed)
     emit(head(run, work, loop.order.num_steps, first, loop.frozen))
     state = loop.fit(Sampler(run, work))
     unit = work.learner.objective.loss_unit
     loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")
-    if not run.model.exists():
+    if not is_whole(run.model):
         publish_model(run, work)
     emit(Saved(STEP, str(run.model), "model"))
     after = score_rows(recipe, load_trained(run.model), work.held_out, emit, "scoring the result")
@@ -180,12 +186,5 @@ def make_loop(run: RunFolder, work: Work) -> Loop:
         fingerprint=work.recipe.fingerprint(),
         emit=work.emit,
         mixture=Mixture(copies=work.data.copies),
+        identity=work.recipe.model_dump(mode="json"),
     )
-
-
-def _differences(before: Any, now: Any, place: str = "") -> list[str]:
-    """The places where two data cards differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(set(before) | set(now))
-        return [found for key in keys for found in _differences(before.get(key), now.get(key), f"{place}.{key}")]
-    return [] if before == now else [place.lstrip(".")]
