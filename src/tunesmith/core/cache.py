@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Warning, silent
-from tunesmith.core.publish import publishing, verify
+from tunesmith.core.publish import disk_error, publishing, verify
 
 LIMIT = "TUNESMITH_ROW_CACHE_GIB"
 DEFAULT_GIB = 20.0
@@ -48,6 +50,25 @@ class Cache:
                 f"{text!r} is not a number of GiB.", code="bad_variable", where=LIMIT, remedy="Set it to e.g. 20."
             ) from None
         return Cache(base / "tunesmith" / "rows", int(limit * 2**30))
+
+    @contextmanager
+    def entry(
+        self, key: Callable[[], str], build: Callable[[Path], None], emit: Emit = silent, *, step: str = ""
+    ) -> Iterator[Path]:
+        """The folder of an entry, as `open`; one that is gone afterwards where nothing is or can be kept.
+
+        Raises:
+            UserError: As `open`.
+        """
+        if self.limit_bytes and self._is_writable(emit, step):
+            yield self.open(key(), build, emit, step=step)
+            return
+        with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+            try:
+                build(Path(folder))
+            except OSError as fault:
+                raise disk_error(fault, Path(folder)) from fault
+            yield Path(folder)
 
     def open(self, key: str, build: Callable[[Path], None], emit: Emit = silent, *, step: str = "") -> Path:
         """The verified folder of an entry; `build` writes what is not there into a draft.
@@ -90,6 +111,16 @@ class Cache:
                 break
             self._delete(path)
             total -= size
+
+    def _is_writable(self, emit: Emit, step: str) -> bool:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                return True
+        except OSError as fault:
+            text = f"rows are not kept for the next run: {fault.strerror or fault} ({self.folder})"
+            emit(Warning(step, "cache_unusable", text))
+            return False
 
     def _delete(self, entry: Path) -> None:
         doomed = entry.parent / f".{entry.name}.tmp-{uuid.uuid4().hex[:8]}"

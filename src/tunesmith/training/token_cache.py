@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.core.cache import Cache
-from tunesmith.core.events import Emit, Finding, Progress, Warning, silent
-from tunesmith.core.publish import disk_error
+from tunesmith.core.events import Emit, Finding, Progress, silent
 from tunesmith.core.records import Example
 from tunesmith.data.render import template_of
 from tunesmith.training.encode import Encoding, Rows, encode_rows, findings_of, nothing_trained
@@ -60,16 +59,8 @@ def tokenized(
             raise nothing_trained(len(examples), str(examples[0].origin), encoding.max_length)
         writer.close()
 
-    if cache.limit_bytes and _is_writable(cache.folder, emit):
-        return open_rows(
-            cache.open(f"tokens-{rows_key(examples, encoding)}", build, emit, step=STEP), encoding.max_length
-        )
-    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:  # mapped files stay until they are closed
-        try:
-            build(Path(folder))
-        except OSError as fault:
-            raise disk_error(fault, Path(folder)) from fault
-        return open_rows(Path(folder), encoding.max_length)
+    with cache.entry(lambda: f"tokens-{rows_key(examples, encoding)}", build, emit, step=STEP) as folder:
+        return open_rows(folder, encoding.max_length)  # mapped files stay until they are closed
 
 
 def open_rows(folder: Path, max_length: int) -> tuple[Rows, tuple[Finding, ...]]:
@@ -185,14 +176,3 @@ def _num_workers() -> int:
     if wished.isdigit() and int(wished):
         return int(wished)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _is_writable(folder: Path, emit: Emit) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError as fault:
-        text = f"tokenised rows are not kept for the next run: {fault.strerror or fault} ({folder})"
-        emit(Warning(STEP, "cache_unusable", text))
-        return False
