@@ -25,6 +25,14 @@ def train(
     resume: Annotated[
         str, typer.Option(metavar="RUN", show_default=False, help="Go on with this run instead, bit for bit.")
     ] = "",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING",
+            show_default=False,
+            help="With --resume: let this setting or section differ from what the run began with.",
+        ),
+    ] = None,
     seeds: Annotated[
         int,
         typer.Option(
@@ -34,7 +42,7 @@ def train(
 ) -> None:
     """Train a recipe; the result is a run folder.
 
-    Ctrl-C finishes the step and saves; a second one stops at once.
+    Ctrl-C or SIGTERM finishes the step and saves; a second one stops at once. Both end with exit code 130.
 
     Example: tunesmith train recipes/manual_lora.yaml method.rank=32
     """
@@ -44,10 +52,19 @@ def train(
             raise UsageError("--seeds needs a recipe;", code="usage", remedy="a stopped one goes on with --resume.")
         _train_seeds(session, recipe, overrides or (), seeds)
         return
+    if allow and not resume:
+        raise UsageError("--allow goes with --resume;", code="usage", remedy="a new run may have any setting.")
     if resume:
-        if recipe:
-            raise UsageError("--resume takes its recipe from the run;", code="usage", remedy="leave the recipe out.")
+        changes = [recipe, *(overrides or ())] if recipe else []
+        if changes and "=" not in recipe:
+            raise UsageError(
+                "--resume takes its recipe from the run;",
+                code="usage",
+                remedy="leave the recipe out; a change is KEY=VALUE, with --allow KEY.",
+            )
         if (Path(resume) / "seeds.json").is_file():
+            if changes or allow:
+                raise UsageError("the runs of several seeds are gone on with unchanged;", code="usage")
             from tunesmith.steps.seeds import resume_seeds
 
             report = resume_seeds(Path(resume), emit=session.emit)
@@ -58,7 +75,7 @@ def train(
         folder = RunFolder.open(resume)
         from tunesmith.steps.train import resume as go_on
 
-        run = go_on(folder, emit=session.emit)
+        run = go_on(folder, emit=session.emit, overrides=changes, allow=allow or ())
     elif recipe:
         from tunesmith.recipe import read_recipe
 

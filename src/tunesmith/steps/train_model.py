@@ -73,7 +73,7 @@ def publish_model(run: RunFolder, work: Work, *, finish: Callable[[Path], None] 
         "quantize": recipe.model.quantize,
     }
     work.learner.model.eval()
-    with publishing(run.model) as draft:
+    with publishing(run.model, is_replaced=True) as draft:
         recipe.method.save(work.learner.model, draft)
         finish(draft)
         _save_tokenizer(loaded, draft)

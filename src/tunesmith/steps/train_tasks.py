@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Event, Finished, Progress, Saved, Started, Value
+from tunesmith.core.publish import is_whole
 from tunesmith.core.quantities import count, gib, interval, millions
 from tunesmith.core.records import Example
 from tunesmith.core.run import RunFolder, environment
@@ -28,6 +29,7 @@ from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Recipe, override_recipe
 from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import Evaluation, default_metrics, refuse_unfit
+from tunesmith.steps.resuming import record_work
 from tunesmith.steps.train import resolve
 from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import training_values, write_report
@@ -78,6 +80,7 @@ class JointWork:
             run=run,
             seed=self.recipe.seed,
             fingerprint=self.recipe.fingerprint(),
+            identity=self.recipe.model_dump(mode="json"),
             emit=self.emit,
             mixture=Mixture(
                 self.data.copies,
@@ -87,13 +90,13 @@ class JointWork:
         )
 
 
-def train_joint(run: RunFolder, joint: JointWork) -> None:
+def train_joint(run: RunFolder, joint: JointWork, allowed: Sequence[str] = ()) -> None:
     """Train, publish every task's model, load what was published, score it, report."""
     started = time.perf_counter()
     emit, works = joint.emit, joint.works
-    run.write("environment.json", environment(machine=describe().to_dict(), seed=joint.recipe.seed))
+    record_work(run, next(iter(works.values())))
     loop = joint.loop(run)
-    first = loop.restore()
+    first = loop.restore(allowed)
     emit(_head(run, joint, loop, first))
     folders = {name: _folder(run, name, work) for name, work in works.items()}
     sampler = next(
@@ -104,7 +107,7 @@ def train_joint(run: RunFolder, joint: JointWork) -> None:
     loss_curve(run.read_metrics(), run.path / "loss.png", title=title)
     after: dict[str, Evaluation] = {}
     for name, work in works.items():
-        if not folders[name].model.exists():
+        if not is_whole(folders[name].model):
             publish_model(folders[name], work, finish=partial(_share_files, name=name, works=works, run=run))
         emit(Saved(STEP, str(folders[name].model), "model"))
     for name, work in works.items():
