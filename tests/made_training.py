@@ -27,7 +27,7 @@ from tunesmith.methods.base import Method
 from tunesmith.models.configuration import LABELLED, NUMBER
 from tunesmith.models.load import Loaded
 from tunesmith.models.tiny import tiny
-from tunesmith.objectives.base import Objective
+from tunesmith.objectives.base import Features, Objective
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.encode import Rows, encode_rows
 from tunesmith.training.learner import Learner
@@ -126,3 +126,17 @@ def loop_in(
         emit=emit,
         mixture=mixture,
     )
+
+
+def make_features(objective: Objective, number: int, length: int) -> list[Features]:
+    """Rows of so many tokens each, a third of them learnt."""
+    ids = tuple(2 + place % 60 for place in range(length))
+    if objective.task == "seq2seq":
+        target = ids[: length // 3]
+        return [Features(ids, target, float(len(target)), target_ids=target) for _ in range(number)]
+    if objective.task == "classify":
+        return [Features(ids, (0,), 1.0) for _ in range(number)]
+    learnt = length // 3
+    tag = objective.task == "tag"
+    labels = (-100,) * (length - learnt) + ((0,) * learnt if tag else ids[:learnt])
+    return [Features(ids, labels, float(learnt)) for _ in range(number)]
