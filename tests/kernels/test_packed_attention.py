@@ -1,28 +1,29 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from tunesmith.kernels import block_attention as module
 from tunesmith.kernels.block_attention import Attend, block_attention, kept
 from tunesmith.kernels.packed_attention import (
-    _flash_attention,
-    packed_attention,
+    NAME,
+    attending,
     packed_inputs,
-    packing,
     reference_packed_attention,
+    span_attention,
     why_not_packed,
 )
+from tunesmith.kernels.visible import borders, is_packing, packed_visible
 from tunesmith.models.tiny import tiny
 
 LENGTHS = (3, 1, 7, 5)
 
 
-def _packed(states, lengths, keeps=True, **settings):
+def _packed(states, lengths, *, left=-1, keeps=True, **settings):
     """Packed attention of examples of these lengths, with or without kept probabilities."""
-    inputs = packed_inputs(lengths)
-    num_kept = inputs["packed_kept"] if keeps else 0
-    borders = {"packed_spans": inputs["packed_spans"], "packed_kept": num_kept}
-    return packed_attention(torch.nn.Module(), *states, None, **borders, **settings)[0]
+    visible = packed_visible(lengths, left)
+    visible = visible if keeps else visible._replace(num_kept=0)
+    return span_attention(torch.nn.Module(), *states, visible, **settings)[0]
 
 
 def _alone(query, key, value, attend):
@@ -67,13 +68,13 @@ def test_outputs_and_gradients_equal_the_block_diagonal_reference(heads, key_hea
 
 def test_a_window_hides_what_lies_further_back():
     query, key, value = _states(2, 2)
-    narrow = _packed((query, key, value), (16,), sliding_window=1)
+    narrow = _packed((query, key, value), (16,), left=0)
     torch.testing.assert_close(narrow.transpose(1, 2), value)  # each token sees only itself
 
 
 @pytest.mark.parametrize("block", [3, 4, 16])
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 16])
-def test_block_and_flash_attention_are_one(window, block, small_blocks):
+def test_a_windows_values_and_gradients_are_pytorchs(window, block, small_blocks):
     small_blocks(block)
     results = []
     for is_mine in (True, False):
@@ -81,7 +82,10 @@ def test_block_and_flash_attention_are_one(window, block, small_blocks):
         if is_mine:
             output = _alone(query, key, value, Attend(0.3, -1 if window is None else window - 1))
         else:
-            output = _flash_attention(query, key, value, dropout=0.0, scale=0.3, window=window)
+            distance = torch.arange(16)[:, None] - torch.arange(16)[None, :]
+            mask = (distance >= 0) & (distance < (window or 16))
+            keys, values = (states.repeat_interleave(2, dim=1) for states in (key, value))
+            output = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=0.3)
         output.cos().sum().backward()
         results.append([output.detach(), query.grad, key.grad, value.grad])
     for mine, flash in zip(*results, strict=True):
@@ -111,7 +115,7 @@ def test_packed_rows_give_what_they_give_alone(architecture):
     model, _ = tiny(architecture, "causal")
     model.eval()
     assert why_not_packed(model, model.config.vocab_size) == ""
-    assert model.config._attn_implementation != "tunesmith_packed"  # and the model is left as it was
+    assert model.config._attn_implementation == NAME  # and the model keeps the attention that passed
 
 
 def test_a_model_that_ignores_the_borders_is_found_out():
@@ -123,6 +127,9 @@ def test_a_model_that_ignores_the_borders_is_found_out():
             self.config = config
             self.embedding = torch.nn.Embedding(50, 4)
 
+        def get_input_embeddings(self):
+            return self.embedding
+
         def forward(self, input_ids, **unused):
             from types import SimpleNamespace
 
@@ -132,12 +139,10 @@ def test_a_model_that_ignores_the_borders_is_found_out():
     assert why_not_packed(Leaky(model.config), 50) == "examples in one row would see each other"
 
 
-def test_packing_ends_with_its_block_even_after_an_error():
-    model, _ = tiny("llama", "causal")
-    before = model.config._attn_implementation
-    with pytest.raises(ZeroDivisionError), packing(model):
+def test_borders_end_with_their_block_even_after_an_error():
+    with pytest.raises(ZeroDivisionError), borders((2, 3)):
         raise ZeroDivisionError
-    assert model.config._attn_implementation == before
+    assert not is_packing()
 
 
 def test_a_compiled_block_takes_packs_of_any_lengths_with_one_compilation():
@@ -147,12 +152,12 @@ def test_a_compiled_block_takes_packs_of_any_lengths_with_one_compilation():
     counters.clear()
     compiled = torch.compile(block.forward, fullgraph=True, dynamic=True, backend="aot_eager")
     for lengths in ((5, 8, 3), (9,), (200, 3)):
-        inputs = packed_inputs(lengths)
-        positions, _ = inputs.pop("position_ids"), inputs.pop("use_cache")
+        positions, visible = packed_inputs(lengths)["position_ids"], packed_visible(lengths)
         states = torch.randn(1, sum(lengths), 32, requires_grad=True)
         angles = model.model.rotary_emb(states, positions)
-        with packing(model):
-            plain, mine = (call(states, position_embeddings=angles, **inputs) for call in (block.forward, compiled))
+        with attending(model):
+            calls = (block.forward, compiled)
+            plain, mine = (call(states, attention_mask=visible, position_embeddings=angles) for call in calls)
         torch.testing.assert_close(mine, plain)
         gradients = [torch.autograd.grad(output.square().sum(), states)[0] for output in (plain, mine)]
         torch.testing.assert_close(*gradients)
@@ -162,4 +167,4 @@ def test_a_compiled_block_takes_packs_of_any_lengths_with_one_compilation():
 def test_positions_restart_at_every_border():
     inputs = packed_inputs((2, 3))
     assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
-    assert inputs["packed_spans"].tolist() == [[0, 0, 2, 0, 2], [0, 2, 5, 2, 5], [0, 0, 0, 0, 0]]
+    assert packed_visible((2, 3)).spans_N5.tolist() == [[0, 0, 2, 0, 2], [0, 2, 5, 2, 5], [0, 0, 0, 0, 0]]

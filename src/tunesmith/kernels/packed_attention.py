@@ -1,67 +1,70 @@
-"""Attention over several examples packed into one row, each of which sees only itself.
+"""The attention that transformers' models call while they train: only real tokens, cut at examples' borders.
 
-The model gets `position_ids` that restart and `packed_spans`; transformers hands both down to the attention
-function registered here. Whether an architecture really does is tested on the model itself before training
-(`why_not_packed`), because it cannot be read off a configuration.
+It stands in for `sdpa` on a model and gives to PyTorch's kernel whatever it is not for. Packed rows get `position_ids`
+that restart, and are read within `borders` (visible.py). Whether a very model reads packed rows rightly is tested on
+the model itself before training (`why_not_packed`), because it cannot be read off a configuration.
 
-On a processor the examples go through block_attention.py, elsewhere through PyTorch's own kernel.
-Legend: B batch (1 here), H query heads, K key/value heads, G = H / K, T tokens, D head width.
+On a processor the examples go through block_attention.py, on a GPU through the best kernel there (gpu_attention.py).
+Legend: B batch (1 where packed), H query heads, K key/value heads, T tokens, D head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tunesmith.kernels.block_attention import UNLIMITED, Attend, block_attention, kept
+from tunesmith.kernels.block_attention import Attend, block_attention
+from tunesmith.kernels.gpu_attention import gpu_attention
+from tunesmith.kernels.visible import Visible, borders, is_packing, visible_mask
 
-NAME = "tunesmith_packed"
+NAME = "tunesmith"
 
 
-def packed_attention(  # noqa: PLR0913 - the signature that transformers calls
+def span_attention(  # noqa: PLR0913 - the signature that transformers calls
     module: nn.Module,
     query_BHTD: Tensor,
     key_BKTD: Tensor,
     value_BKTD: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Visible | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    packed_spans: Tensor,
-    packed_kept: int = 0,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **unused: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each of the packed examples: [B, T, H, D].
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of each query to what `attention_mask` says is visible: [B, T, H, D].
 
-    `packed_spans` [N, 5] and `packed_kept` are those of `packed_inputs`; they are the same for all layers.
+    `s_aux` are attention sinks [H] (gpt-oss), `softcap` is Gemma 2's cap on scores.
+
+    Raises:
+        NotImplementedError: A packed row of a layer that asks for no mask, or has learnt biases on its scores.
     """
-    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    if query_BHTD.device.type == "cpu":
-        left = UNLIMITED if sliding_window is None else sliding_window - 1
-        attend = Attend(scale, left, 0, softcap or 0.0, dropout)
-        output = block_attention(
-            query_BHTD, key_BKTD, value_BKTD, packed_spans, attend, sinks_H=s_aux, num_kept=packed_kept
+    if not isinstance(attention_mask, Visible):
+        if is_packing() or softcap is not None or s_aux is not None:
+            raise NotImplementedError("attention without borders between examples")
+        return sdpa_attention_forward(
+            module, query_BHTD, key_BKTD, value_BKTD, attention_mask, scaling=scaling, dropout=dropout, **others
         )
-        return output, None
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("attention with softcapping is not packed")
-    lengths = (packed_spans[:, 2] - packed_spans[:, 1]).tolist()
-    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
-    outputs = [
-        _flash_attention(query, key, value, dropout=dropout, scale=scale, window=sliding_window)
-        for query, key, value in parts
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    if others.get("position_bias") is not None:
+        raise NotImplementedError("biases on scores")
+    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    visible = attention_mask
+    attend = Attend(scale, visible.left, visible.right, softcap or 0.0, dropout)
+    if query_BHTD.device.type != "cpu":
+        if s_aux is not None:
+            raise NotImplementedError("attention sinks")
+        return gpu_attention(query_BHTD, key_BKTD, value_BKTD, visible, attend), None
+    output = block_attention(
+        query_BHTD, key_BKTD, value_BKTD, visible.spans_N5, attend, sinks_H=s_aux, num_kept=visible.num_kept
+    )
+    return output, None
 
 
 def reference_packed_attention(
@@ -79,11 +82,11 @@ def reference_packed_attention(
 
 
 @contextmanager
-def packing(model: nn.Module) -> Iterator[None]:
-    """Within it the model's attention is cut at the borders given by `packed_spans`."""
+def attending(model: nn.Module, name: str = NAME) -> Iterator[None]:
+    """Within it the model has the attention of this name."""
     config: Any = model.config
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:
@@ -91,62 +94,91 @@ def packing(model: nn.Module) -> Iterator[None]:
 
 
 def packed_inputs(lengths: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The arguments of a packed forward pass beside `input_ids`, made once for all layers.
-
-    Positions [1, T] that restart, and what `packed_attention` takes: the examples' borders [N, 5], as
-    `block_attention` takes them, and how many probabilities a layer keeps.
-    """
+    """The arguments of a packed forward pass beside `input_ids`: positions [1, T] that restart."""
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
-    ends = list(accumulate(lengths))
-    spans = [(0, end - length, end, end - length, end) for length, end in zip(lengths, ends, strict=True)]
-    spans.append((0, 0, 0, 0, 0))  # torch.compile takes a length of 1 for a constant
-    return {
-        "position_ids": positions,
-        "packed_spans": torch.tensor(spans),
-        "packed_kept": kept(spans),
-        "use_cache": False,
-    }
+    return {"position_ids": positions, "use_cache": False}
 
 
-@torch.no_grad()
 def why_not_packed(model: nn.Module, vocabulary_size: int) -> str:
     """Why this very model cannot read packed examples; empty where it gives them the logits that it gives them alone.
 
-    Tried with two short probes.
+    Tried with two short examples, whose logits must be those of the examples alone, and must have no gradient at the
+    other's embeddings: what leaks is not small but exactly nothing. The model then keeps the attention that passed:
+    this module's, or its own with transformers' masks between examples, which computes the whole row's square.
     """
     adapter: Any = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
         return "virtual tokens stand before every row"  # packed, they would stand before the first example only
+    config: Any = model.config
+    if any(getattr(one, key, None) for one in (config, config.get_text_config()) for key in SPARSE):
+        return "its attention picks keys in long rows, which no trial on short ones can see"
+    reasons = []
+    for name in (NAME, config._attn_implementation):
+        with attending(model, name):
+            reasons.append(_why_not(model, vocabulary_size))
+        if not reasons[-1]:
+            config._attn_implementation = name
+            return ""
+    return reasons[0]
+
+
+PROBES = (21, 43)
+"""Tokens of the two examples of the trial: more than the convolutions of hybrid models reach."""
+SPARSE = ("index_topk", "index_topk_blocks", "keep_window_size")
+"""Settings of attentions that pick keys by score where a row is longer (DeepSeek 3.2, MiniMax M3, Doge)."""
+
+
+def _why_not(model: Any, vocabulary_size: int) -> str:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    probes = [torch.randint(vocabulary_size, (1, length), generator=generator).to(device) for length in (5, 8)]
+    probes = [torch.randint(vocabulary_size, (1, length), generator=generator).to(device) for length in PROBES]
     was_training = model.training
     model.eval()
     try:
-        alone = torch.cat([model(input_ids=probe, use_cache=False).logits for probe in probes], dim=1)
-        with packing(model):
-            packed = model(input_ids=torch.cat(probes, dim=1), **packed_inputs((5, 8), device)).logits
-    except (TypeError, KeyError, ValueError, NotImplementedError, AttributeError, RuntimeError):
+        with torch.no_grad():
+            alone = torch.cat([model(input_ids=probe, use_cache=False).logits for probe in probes], dim=1)
+        with borders(PROBES), torch.enable_grad(), _leaf_embeddings(model) as leaves:
+            packed = model(input_ids=torch.cat(probes, dim=1), **packed_inputs(PROBES, device)).logits
+            leaks = _leaks(packed, leaves[0])
+    except (TypeError, KeyError, ValueError, IndexError, NotImplementedError, AttributeError, RuntimeError):
         return "the model's attention takes no borders between examples"
     finally:
         model.train(was_training)
-    tolerance = 2e-2 if alone.dtype == torch.bfloat16 else 1e-3
+    if leaks:
+        return "examples in one row would see each other"
+    tolerance = 2e-2 if alone.dtype == torch.bfloat16 else 1e-4
     limit = tolerance * float(alone.abs().max())
     is_equal = torch.allclose(alone.float(), packed.float(), rtol=tolerance, atol=limit)
-    return "" if is_equal else "examples in one row would see each other"
+    return "" if is_equal else "the model counts positions on across examples"
 
 
-def _flash_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scale: float, window: int | None
-) -> Tensor:
-    groups, length = query.shape[1] // key.shape[1], query.shape[2]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if window is None or length <= window:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scale)
-    distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)[None, :]
-    mask = (distance >= 0) & (distance < window)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+@contextmanager
+def _leaf_embeddings(model: Any) -> Iterator[list[Tensor]]:
+    """Within it the table of embeddings gives leaves that take gradients; they are gathered in the list."""
+    leaves: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1].clone()  # CTRL scales it in place
+
+    handle = model.get_input_embeddings().register_forward_hook(cut)
+    try:
+        yield leaves
+    finally:
+        handle.remove()
 
 
-AttentionInterface.register(NAME, packed_attention)
+def _leaks(logits_BTV: Tensor, embeddings_BTD: Tensor) -> bool:
+    """Whether an example's logits have a gradient at the other's embeddings."""
+    for first, last in ((0, PROBES[0]), (PROBES[0], sum(PROBES))):
+        (gradient,) = torch.autograd.grad(
+            logits_BTV[:, first:last].float().square().sum(), embeddings_BTD, retain_graph=True
+        )
+        gradient[:, first:last] = 0
+        if torch.count_nonzero(gradient):
+            return True
+    return False
+
+
+AttentionInterface.register(NAME, span_attention)
+AttentionMaskInterface.register(NAME, visible_mask)

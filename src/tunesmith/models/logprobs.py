@@ -9,7 +9,7 @@ Legend: B rows, T tokens, D width, V vocabulary, N labelled positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunesmith.kernels.cross_entropy import PLAIN, LogitTransform, chunked_cross_entropy
-from tunesmith.kernels.packed_attention import packed_inputs, packing
-from tunesmith.models.anatomy import head, is_encoder_decoder, plain
+from tunesmith.kernels.packed_attention import packed_inputs
+from tunesmith.kernels.visible import borders
+from tunesmith.models.anatomy import head, plain
+from tunesmith.models.probe import probe_inputs
 from tunesmith.objectives.base import IGNORED, Batch
 
 
@@ -50,7 +52,9 @@ class Likelihood:
 
         `z_loss` adds z_loss log^2 Z of each token to the gradient, not to the values.
         """
-        inputs = {name: value for name, value in batch.tensors.items() if name != "labels"}
+        inputs: dict[str, Any] = {name: value for name, value in batch.tensors.items() if name != "labels"}
+        if self.is_causal or is_encoder_decoder(self.model):
+            inputs["use_cache"] = False  # copies of keys and values that nobody reads
         labels_BT = batch.tensors["labels"]
         where, targets_N = _labelled(labels_BT, self.is_causal)
         if batch.lengths:
@@ -59,7 +63,7 @@ class Likelihood:
             rows = torch.bucketize(where[1], bounds, right=True)
         else:
             rows = where[0]
-        with packing(self.model) if batch.lengths else nullcontext():
+        with borders(batch.lengths):
             nats = self._nats(inputs, where, targets_N, labels_BT.shape[1], z_loss)
         return TokenLosses(nats, rows)
 
@@ -114,10 +118,7 @@ class Likelihood:
         """Whether the hidden states, the head and the transform together give the model's own logits."""
         assert self.head is not None
         weight, late = self.head.weight, self._late_bias()
-        ids = torch.arange(2, 6, device=weight.device)[None] % weight.shape[0]
-        inputs: dict[str, Any] = {"input_ids": ids}
-        if is_encoder_decoder(self.model):
-            inputs["decoder_input_ids"] = ids
+        inputs = probe_inputs(self.model)
         was_training = self.model.training
         self.model.eval()
         try:
