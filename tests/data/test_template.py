@@ -120,7 +120,7 @@ def styled(tokenizer: Any, template: str | None) -> Any:
 
 
 def marked(tokenizer: Any, messages: Any, **options: Any) -> list[str]:
-    text, spans = locate_answers(tokenizer, messages, **options)
+    text, spans, _ = locate_answers(tokenizer, messages, **options)
     assert text == render_chat(tokenizer, messages, **options)
     return [text[start:end] for start, end in spans]
 
@@ -215,7 +215,7 @@ def test_equal_texts_of_user_and_assistant_are_told_apart(base: Any) -> None:
         Message("user", "same"),
         Message("assistant", "same"),
     )
-    text, spans = locate_answers(base, talk)
+    text, spans, _ = locate_answers(base, talk)
     assert [text[start - len("assistant\n") : end] for start, end in spans] == ["assistant\nsame<|im_end|>"] * 2
 
 

@@ -56,21 +56,22 @@ def learn(example: Example, tokenizer: Any, *, max_length: int) -> Learnt:
     """
     match example:
         case ChatExample():
-            text, spans = locate_answers(tokenizer, example.messages, tools=example.tools)
-            return _of_text(tokenizer, text, spans, max_length)
+            return _of_text(
+                tokenizer, *locate_answers(tokenizer, example.messages, tools=example.tools), max_length=max_length
+            )
         case TextExample():
-            return _of_text(tokenizer, example.text, [(0, len(example.text))], 0)
+            return _of_text(tokenizer, example.text, [(0, len(example.text))], max_length=0)
         case LabelExample() | MultiLabelExample() | NumberExample():
             pair = f"\n{example.text_pair}" if example.text_pair else ""
-            given = _of_text(tokenizer, example.text + pair, [], max_length)
+            given = _of_text(tokenizer, example.text + pair, [], max_length=max_length)
             label = (Piece(" → ", "context"), Piece(answer_of(example) or "(none)", "trained"))
             return Learnt((*given.pieces, *label), given.num_tokens, 1, 1, given.num_cut, True)
         case TagExample():
-            given = _of_text(tokenizer, example.text, [], 0)
+            given = _of_text(tokenizer, example.text, [], max_length=0)
             return Learnt(_tagged(example), given.num_tokens, len(example.words), len(example.words), 0, True)
         case PairExample():
-            source = _of_text(tokenizer, example.source, [], max_length)
-            target = _of_text(tokenizer, example.target, [(0, len(example.target))], max_length)
+            source = _of_text(tokenizer, example.source, [], max_length=max_length)
+            target = _of_text(tokenizer, example.target, [(0, len(example.target))], max_length=max_length)
             pieces = (*source.pieces, Piece("\n→ ", "context"), *target.pieces)
             tokens = source.num_tokens + target.num_tokens
             num_cut = source.num_cut + target.num_cut
@@ -107,13 +108,21 @@ def _tagged(example: TagExample) -> tuple[Piece, ...]:
 
 def _answered(tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int) -> Learnt:
     silent = tuple(Message(m.role, m.content, m.name, m.tool_calls, m.tool_call_id, 0.0) for m in prompt)
-    text, spans = locate_answers(tokenizer, (*silent, Message("assistant", answer)))
-    return _of_text(tokenizer, text, spans, max_length)
+    return _of_text(
+        tokenizer, *locate_answers(tokenizer, (*silent, Message("assistant", answer))), max_length=max_length
+    )
 
 
-def _of_text(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], max_length: int) -> Learnt:
+def _of_text(
+    tokenizer: Any,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    literals: Sequence[tuple[int, int]] = (),
+    *,
+    max_length: int,
+) -> Learnt:
     """`max_length` 0 means that a long text is continued in further rows, so that nothing is cut."""
-    ids, offsets, is_trained = tokenize_spans(tokenizer, text, spans)
+    ids, offsets, is_trained = tokenize_spans(tokenizer, text, spans, literals)
     kept = min(len(ids), max_length) if max_length else len(ids)
     edge = offsets[kept - 1][1] if 0 < kept < len(ids) else len(text)
     last = max((i for i, flag in enumerate(is_trained) if flag), default=-1)

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import Message
 from tunesmith.data.answers import Span, find_answers
+from tunesmith.data.literal import literal_spans, tokenize
 from tunesmith.data.render import PLAIN_TEMPLATE, plain_messages, render, render_chat
 
-__all__ = ["PLAIN_TEMPLATE", "EncodedChat", "encode_chat", "locate_answers", "render_chat", "tokenize_spans"]
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "EncodedChat",
+    "encode_chat",
+    "encode_prompt",
+    "locate_answers",
+    "render_chat",
+    "tokenize_spans",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +44,60 @@ def encode_chat(
         UserError: The assistant's words are not to be found in the rendered text (`nothing_trained`), or as
             `render_chat`.
     """
-    text, spans = locate_answers(tokenizer, messages, tools=tools)
-    ids, _, is_trained = tokenize_spans(tokenizer, text, spans)
+    text, spans, literals = locate_answers(tokenizer, messages, tools=tools)
+    ids, _, is_trained = tokenize_spans(tokenizer, text, spans, literals)
     num_cut = max(0, len(ids) - max_length)
     return EncodedChat(tuple(ids[:max_length]), tuple(is_trained[:max_length]), num_cut)
 
 
+def encode_prompt(
+    tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[str, list[int]]:
+    """A conversation with the opening of the answer as text and as tokens: the one way to a prompt, whoever answers.
+
+    Raises:
+        UserError: As `render_chat`, or the template changes words that spell a special token.
+    """
+    plain, tool_list = plain_messages(tokenizer, messages, tools)
+    text = render(tokenizer, plain, tool_list, True)
+    return text, _tokenize(tokenizer, text, (), literal_spans(tokenizer, plain, tool_list, True, text))[0]
+
+
 def tokenize_spans(
-    tokenizer: Any, text: str, spans: Sequence[Span]
+    tokenizer: Any, text: str, spans: Sequence[Span], literals: Sequence[Span] = ()
 ) -> tuple[list[int], list[tuple[int, int]], list[bool]]:
-    """Token ids, each token's span of characters, and whether it shares a character with one of `spans`."""
-    ids, offsets = _tokenize(tokenizer, text, spans)
+    """Token ids, each token's span of characters, and whether it shares a character with one of `spans`.
+
+    Special tokens spelt within `literals` are words.
+    """
+    ids, offsets = _tokenize(tokenizer, text, spans, literals)
     return ids, offsets, _overlaps(offsets, spans)
 
 
-def locate_answers(
-    tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
-) -> tuple[str, list[Span]]:
-    """The rendered text and the spans of characters in it that are learnt, in order."""
+class Located(NamedTuple):
+    """A rendered conversation, and spans of its characters in order."""
+
+    text: str
+    spans: list[Span]
+    """What is learnt."""
+    literals: list[Span]
+    """Words of messages that spell special tokens and are none."""
+
+
+def locate_answers(tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> Located:
+    """The rendered text and where in it answers stand that are learnt.
+
+    Raises:
+        UserError: The assistant's words are not to be found in the rendered text (`nothing_trained`), or as
+            `encode_prompt`.
+    """
     plain, tool_list = plain_messages(tokenizer, messages, tools)
     text = render(tokenizer, plain, tool_list, False)
+    literals = literal_spans(tokenizer, plain, tool_list, False, text)
     shift = len(plain) - len(messages)  # a system message may have been put in front
     wanted = [i + shift for i, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
     if not wanted:
-        return text, []
+        return Located(text, [], literals)
     found = find_answers(tokenizer, plain, tool_list, text)
     spans = [found[i] for i in wanted if i in found]
     if len(spans) != len(wanted):
@@ -67,19 +106,22 @@ def locate_answers(
             code="nothing_trained",
             remedy="Use another chat template, or a conversation that it keeps whole.",
         )
-    return text, spans
+    return Located(text, spans, literals)
 
 
-def _tokenize(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
+def _tokenize(
+    tokenizer: Any, text: str, spans: Sequence[Span], literals: Sequence[Span]
+) -> tuple[list[int], list[Span]]:
     """Ids and each token's span of characters; a tokenizer without offsets is given the pieces one by one."""
     if getattr(tokenizer, "is_fast", True):
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return encoded["input_ids"], encoded["offset_mapping"]
+        return tokenize(tokenizer, text, literals)
     ids: list[int] = []
     offsets: list[Span] = []
-    borders = sorted({0, len(text), *(border for span in spans for border in span)})
+    borders = sorted({0, len(text), *(border for span in (*spans, *literals) for border in span)})
     for start, end in pairwise(borders):
-        piece = tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
+        is_words = any(first <= start and end <= last for first, last in literals)
+        options = {"split_special_tokens": True} if is_words else {}
+        piece = tokenizer(text[start:end], add_special_tokens=False, verbose=False, **options)["input_ids"]
         ids.extend(piece)
         offsets.extend([(start, end)] * len(piece))
     return ids, offsets

@@ -24,7 +24,7 @@ from tunesmith.core.records import (
     TagExample,
     TextExample,
 )
-from tunesmith.data.template import render_chat
+from tunesmith.data.template import encode_prompt
 from tunesmith.models.heads import problem_of, set_above_half
 from tunesmith.models.load import Loaded
 from tunesmith.models.machine import Precision
@@ -168,8 +168,7 @@ def _encode(loaded: Loaded, question: Mapping[str, Any]) -> tuple[str, list[int]
         if loaded.task == "seq2seq":
             prompt = "\n".join(message.content for message in messages)
             return prompt, list(tokenizer(prompt, verbose=False)["input_ids"])
-        prompt = render_chat(tokenizer, messages, tools=question["tools"], add_generation_prompt=True)
-        return prompt, list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+        return encode_prompt(tokenizer, messages, tools=question["tools"])
     prompt, pair = question["text"], question.get("text_pair") or None
     is_causal = loaded.task == "causal"
     limit = loaded.context - (1 if is_causal else 0)

@@ -19,7 +19,7 @@ from tunesmith.core.records import ChatExample, Example, LabelExample, Message, 
 from tunesmith.data.features import chat_features, pair_features, text_features
 from tunesmith.data.masking import masked_features
 from tunesmith.data.pack import bucket
-from tunesmith.data.template import render_chat
+from tunesmith.data.template import encode_prompt
 from tunesmith.models.configuration import LABELLED
 from tunesmith.models.heads import classify
 from tunesmith.models.load import Loaded
@@ -71,12 +71,11 @@ class LocalPredictor:
     ) -> list[Outcome]:
         if self.loaded.task not in ("causal", "seq2seq"):
             raise _without("writes no text", self.loaded)
-        prompts = [self._prompt(example, ask) for example in examples]
         tokenizer = self.loaded.tokenizer
-        special = self.loaded.task == "seq2seq"
-        ids = [tokenizer(prompt, add_special_tokens=special, verbose=False)["input_ids"] for prompt in prompts]
-        for example, prompt_ids in zip(examples, ids, strict=True):
-            _check_room(self.loaded.model, prompt_ids, str(example.origin))
+        asked = [self._prompt(example, ask) for example in examples]
+        ids = [tokens for _, tokens in asked]
+        for example, tokens in zip(examples, ids, strict=True):
+            _check_room(self.loaded.model, tokens, str(example.origin))
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
         generations = generate(self.loaded.model, tokenizer, ids, sampling, on_progress=on_progress)
         return [
@@ -86,12 +85,12 @@ class LocalPredictor:
                 answer=generation.text,
                 reference=reference_of(example),
                 fields=example.fields,
-                num_prompt_tokens=len(prompt_ids),
+                num_prompt_tokens=len(tokens),
                 num_answer_tokens=len(generation.token_ids),
                 seconds=generation.seconds,
                 finish_reason=generation.finish_reason,
             )
-            for example, prompt, prompt_ids, generation in zip(examples, prompts, ids, generations, strict=True)
+            for example, (prompt, tokens), generation in zip(examples, asked, generations, strict=True)
         ]
 
     def likelihood(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
@@ -126,13 +125,16 @@ class LocalPredictor:
         longest = self.loaded.card.get("max_length") or self.loaded.context
         return classify(self.loaded, examples, on_progress, max_length=longest)
 
-    def _prompt(self, example: Any, ask: Ask) -> str:
-        if isinstance(example, PairExample):
-            return example.source
+    def _prompt(self, example: Any, ask: Ask) -> tuple[str, list[int]]:
+        """A question as text and as tokens."""
+        tokenizer = self.loaded.tokenizer
+        is_seq2seq = self.loaded.task == "seq2seq"
+        if is_seq2seq or isinstance(example, PairExample):
+            is_pair = isinstance(example, PairExample)
+            text = example.source if is_pair else "\n".join(message.content for message in ask(example))
+            return text, list(tokenizer(text, add_special_tokens=is_seq2seq, verbose=False)["input_ids"])
         messages: Sequence[Message] = ask(example)
-        if self.loaded.task == "seq2seq":
-            return "\n".join(message.content for message in messages)
-        return render_chat(self.loaded.tokenizer, messages, tools=example.tools, add_generation_prompt=True)
+        return encode_prompt(tokenizer, messages, tools=example.tools)
 
     def _features(self, example: Example) -> tuple[Features, ...]:
         """What is scored of an example: all of a text, a chat's answers, a pair's target."""

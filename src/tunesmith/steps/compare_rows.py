@@ -301,11 +301,10 @@ def _general_of_base(work: Work, row: CompareRow) -> float | None:
 
 def fits_into(loaded: Loaded, room: int) -> Callable[[Sequence[Message]], bool]:
     """Whether a conversation leaves `room` tokens for the answer in the model's context."""
-    from tunesmith.data.template import render_chat
+    from tunesmith.data.template import encode_prompt
 
     def fits(messages: Sequence[Message]) -> bool:
-        text = render_chat(loaded.tokenizer, messages, add_generation_prompt=True)
-        return len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) + room <= loaded.context
+        return len(encode_prompt(loaded.tokenizer, messages)[1]) + room <= loaded.context
 
     return fits
 

@@ -148,11 +148,10 @@ class Served:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The conversation's tokens, with the opening of the answer."""
-        from tunesmith.data.template import render_chat
+        from tunesmith.data.template import encode_prompt
 
-        text = render_chat(self.loaded.tokenizer, messages, add_generation_prompt=True)
         with self._lock:
-            return list(self.loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            return encode_prompt(self.loaded.tokenizer, messages)[1]
 
     def encode_text(self, text: str) -> list[int]:
         """A plain prompt's tokens; a decoder that was trained here saw texts without special tokens before them."""
