@@ -145,6 +145,6 @@ def _check_repeats(examples: Sequence[Example], findings: Findings) -> None:
             kept.append(example)
             keys.append(key)
         else:
-            note_duplicate(findings, example, earlier)
+            note_duplicate(findings, example.origin, earlier.origin)
     for i, (j, similarity) in near_repeats(kept, keys).items():
         note_near_duplicate(findings, kept[i], kept[j], similarity)

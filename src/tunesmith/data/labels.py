@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import Example, LabelExample, MultiLabelExample, Origin, TagExample
@@ -39,22 +39,22 @@ def label_index(label: str, labels: Sequence[str], origin: Origin) -> int:
     return labels.index(label)
 
 
-def learnt_labels(train: Sequence[Example], held_out: Sequence[Example]) -> tuple[str, ...]:
-    """The class names of rows with several classes each, in order.
+def learnt_labels(learnt: Collection[str], held_out: Sequence[Example]) -> tuple[str, ...]:
+    """The class names of training rows with several classes each, in order.
 
     Raises:
         UserError: There are fewer than two, or a held-out row has one that is never trained.
     """
-    learnt = {label for example in train for label in labels_in(example)}
+    names = set(learnt)
     for example in held_out:
-        if missing := sorted(set(labels_in(example)) - learnt):
+        if missing := sorted(set(labels_in(example)) - names):
             raise UserError(
                 f'the label "{missing[0]}" is not among the training rows.',
                 code="unseen_label",
                 where=str(example.origin),
                 remedy="Add training rows with this label, mend its spelling, or delete the row.",
             )
-    if len(learnt) < 2:
+    if len(names) < 2:
         found = f'only the label "{next(iter(learnt))}"' if learnt else "no label"
         raise UserError(f"the rows have {found}.", code="one_label", remedy="Add another class.")
     return in_order(tuple(learnt))

@@ -59,6 +59,11 @@ def read_lines(path: Path, shown: str) -> Iterator[tuple[int, str] | Fault]:
     Raises:
         UserError: The file is missing, is not UTF-8 from its first bytes, or unpacks beyond all measure.
     """
+    return (line if isinstance(line, Fault) else (line[0], line[2]) for line in placed_lines(path, shown))
+
+
+def placed_lines(path: Path, shown: str) -> Iterator[tuple[int, int, str] | Fault]:
+    """As `read_lines`, with the byte (unpacked) at which each line begins between its number and its text."""
     number = offset = 0
     with open_binary(path, shown) as file:
         while True:
@@ -81,7 +86,7 @@ def read_lines(path: Path, shown: str) -> Iterator[tuple[int, str] | Fault]:
                 yield _too_long(Origin(shown, number), size)
                 continue
             try:
-                yield number, raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                yield number, offset - size, raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as fault:
                 yield not_utf8(fault, Origin(shown, number), offset - size + fault.start)
 

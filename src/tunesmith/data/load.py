@@ -9,22 +9,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Finding
+from tunesmith.core.events import Emit, Finding, silent
 from tunesmith.core.plugins import build
 from tunesmith.core.publish import verify
 from tunesmith.core.records import Example, LabelExample, MultiLabelExample, Origin, TagExample
 from tunesmith.data.findings import Findings
 from tunesmith.data.labels import in_order, labels_in, learnt_labels
+from tunesmith.data.large import LargeSet, is_large, load_large
 from tunesmith.data.mix import copies_per_epoch, named, refuse_tasks, settings_of, sources_of
 from tunesmith.data.read import Loaded, SourceFile, read_examples, recognise, source_files
 from tunesmith.data.repeats import content_key, normalise, note_leaks, question_of, without_repeats
+from tunesmith.data.scan import NotLarge
 from tunesmith.data.shots import draw_shots
 from tunesmith.data.split import Sides, split, unit_hash
+from tunesmith.data.stored import StoredExamples
 from tunesmith.data.write import FORMATS, contents_sha256
 from tunesmith.recipe import DataSettings, SourceSettings
 
@@ -37,7 +41,8 @@ CARD = "card.json"
 class DataSet:
     """Examples for training, validation and the final scores, with what was found on the way."""
 
-    train: tuple[Example, ...]
+    train: Sequence[Example]
+    """In memory, or in their file where that is large (`StoredExamples`)."""
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     findings: tuple[Finding, ...] = ()
@@ -55,7 +60,10 @@ class DataSet:
     def card(self) -> dict[str, Any]:
         """The data card: counts, sums of the files and of each side's contents. Equal data have equal cards."""
         sides = {"train": self.train, "validation": self.validation, "test": self.test}
-        labels = Counter(label for example in self.train for label in labels_in(example))
+        if isinstance(self.train, StoredExamples):
+            labels = Counter(self.train.label_counts)
+        else:
+            labels = Counter(label for example in self.train for label in labels_in(example))
         return {
             "version": 1,
             "format": self.format_name,
@@ -70,8 +78,8 @@ class DataSet:
         }
 
 
-def load_data(settings: DataSettings, *, seed: int) -> DataSet:
-    """The data set of a recipe; equal settings, files and seed give an equal one.
+def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> DataSet:
+    """The data set of a recipe; equal settings, files and seed give an equal one. `emit` hears of large files.
 
     Raises:
         UserError: A file or row is wrong, nothing is left to train on, or a label cannot be learnt or scored.
@@ -80,6 +88,9 @@ def load_data(settings: DataSettings, *, seed: int) -> DataSet:
         return _load_prepared(settings, Path(settings.source), seed)
     sources = sources_of(settings)
     refuse_tasks(settings)
+    if is_large(settings):
+        with suppress(NotLarge):
+            return _load_large(settings, seed, emit)
     loaded = [read_examples(source.path, settings_of(settings, source)) for source in sources]
     held = [_held(settings, sources, side) for side in ("validation", "test")]
     everything = [*loaded, *(part for side in held for part in side.values())]
@@ -140,6 +151,46 @@ def load_data(settings: DataSettings, *, seed: int) -> DataSet:
         seed=seed,
         copies=copies,
     )
+
+
+def _load_large(settings: DataSettings, seed: int, emit: Emit) -> DataSet:
+    """One large file, whose training rows stay in it.
+
+    Raises:
+        UserError: As `load_data`.
+        NotLarge: The rows must be held in memory after all.
+    """
+    held = [list(_held(settings, sources_of(settings), side).values()) for side in ("validation", "test")]
+    large = load_large(settings, held, seed, emit)
+    beside = [part for side in held for part in side]
+    _refuse_mixed_kinds([Loaded(large.train[:1], (), large.format_name), *beside])
+    left_out = {**large.num_left_out, "faults": large.num_left_out["faults"] + sum(part.num_faults for part in beside)}
+    paths = [path for path in (settings.source, settings.validation, settings.test) if path]
+    assert all(isinstance(path, str) for path in paths), paths
+    return DataSet(
+        train=large.train,
+        validation=large.validation,
+        test=large.test,
+        findings=large.findings,
+        labels=_labels_of_large(large),
+        format_name=large.format_name,
+        num_read=large.num_read + sum(part.num_read for part in beside),
+        num_left_out={reason: number for reason, number in left_out.items() if number},
+        files=tuple(file for path in paths for file in source_files(str(path))),
+        seed=seed,
+    )
+
+
+def _labels_of_large(large: LargeSet) -> tuple[str, ...]:
+    """As `_labels`, from the counts of the training rows."""
+    held_out = (*large.validation, *large.test)
+    if isinstance(large.train[0], MultiLabelExample | TagExample):
+        return learnt_labels(large.train.label_counts, held_out)
+    total = Counter(large.train.label_counts) + Counter(e.label for e in held_out if isinstance(e, LabelExample))
+    for label, where in large.rare:
+        if total[label] == 1:
+            raise _rare_label(label, where)
+    return _checked(Counter(large.train.label_counts), total, held_out)
 
 
 def _held(settings: DataSettings, sources: Sequence[SourceSettings], side: str) -> dict[str, Loaded]:
@@ -219,19 +270,28 @@ def _labels(train: Sequence[Example], validation: Sequence[Example], test: Seque
         UserError: A label occurs once, or only outside the training rows.
     """
     if train and isinstance(train[0], MultiLabelExample | TagExample):
-        return learnt_labels(train, (*validation, *test))
+        return learnt_labels({label for example in train for label in labels_in(example)}, (*validation, *test))
     learnt = Counter(e.label for e in train if isinstance(e, LabelExample))
     total = learnt + Counter(e.label for e in (*validation, *test) if isinstance(e, LabelExample))
-    for example in (*train, *validation, *test):
+    return _checked(learnt, total, (*train, *validation, *test))
+
+
+def _rare_label(label: str, where: str) -> UserError:
+    return UserError(
+        f'the label "{label}" occurs once; it cannot be learnt and scored.',
+        code="rare_label",
+        where=where,
+        remedy="Add rows with this label, or delete the row.",
+    )
+
+
+def _checked(learnt: Counter[str], total: Counter[str], examples: Sequence[Example]) -> tuple[str, ...]:
+    """The learnt labels in order, where all of these rows can be learnt or scored."""
+    for example in examples:
         if not isinstance(example, LabelExample):
             break
         if total[example.label] == 1:
-            raise UserError(
-                f'the label "{example.label}" occurs once; it cannot be learnt and scored.',
-                code="rare_label",
-                where=str(example.origin),
-                remedy="Add rows with this label, or delete the row.",
-            )
+            raise _rare_label(example.label, str(example.origin))
         if example.label not in learnt:
             raise UserError(
                 f'the label "{example.label}" is not among the training rows.',

@@ -107,7 +107,7 @@ def named(examples: Sequence[Example], name: str) -> tuple[Example, ...]:
     return tuple(replace(example, source_name=name) for example in examples)
 
 
-def repeated(data: DataSet) -> tuple[Example, ...]:
+def repeated(data: DataSet) -> Sequence[Example]:
     """The training rows of one epoch, written out: each as often as its source is read.
 
     What is left after whole copies is chosen by hash. A training draws anew in every epoch (training/order.py).

@@ -56,20 +56,18 @@ def read_examples(path: str | Path, settings: DataSettings) -> Loaded:
     items = list(read_rows(path, on_fault=settings.on_fault))
     found = Findings()
     rows = [item for item in items if isinstance(item, RawRow)]
-    _check_columns(rows, settings.columns, str(path))
-    if settings.columns:
-        rows = [RawRow(_renamed(row, settings.columns), row.origin) for row in rows]
+    check_columns(rows, settings.columns, str(path))
     for item in items:
         if isinstance(item, Fault):
             found.add("error", item.code, item.origin, item.message, item.remedy)
     chosen = settings.format
     if rows and not isinstance(chosen, Format):
-        chosen = recognise([row.values for row in rows[:SAMPLE_ROWS]], where=str(path))
+        chosen = recognise_rows(rows[:SAMPLE_ROWS], settings, where=str(path))
     examples = []
     for row in rows:
         assert isinstance(chosen, Format), chosen
         try:
-            examples.append(_with_system(chosen.read(row.values, row.origin), settings.system))
+            examples.append(example_of(row, chosen, settings))
         except RowFault as fault:
             wrong = Fault(row.origin, fault.code, fault.message, fault.remedy)
             if settings.on_fault == "stop":
@@ -77,6 +75,24 @@ def read_examples(path: str | Path, settings: DataSettings) -> Loaded:
             found.add("error", wrong.code, wrong.origin, wrong.message, wrong.remedy)
     name = chosen.name if isinstance(chosen, Format) else ""
     return Loaded(tuple(examples), found.all(), name, len(items), len(items) - len(examples), found)
+
+
+def recognise_rows(rows: Sequence[RawRow], settings: DataSettings, *, where: str = "") -> Format:
+    """The format that fits the first rows of a file best, under the names that `data.columns` gives them.
+
+    Raises:
+        UserError: As `recognise`.
+    """
+    return recognise([_renamed(row, settings.columns) for row in rows], where=where)
+
+
+def example_of(row: RawRow, form: Format, settings: DataSettings) -> Example:
+    """A row as an example, under the settings' columns and system message.
+
+    Raises:
+        RowFault: As `Format.read`.
+    """
+    return _with_system(form.read(_renamed(row, settings.columns), row.origin), settings.system)
 
 
 def recognise(rows: Sequence[Mapping[str, Any]], *, where: str = "") -> Format:
@@ -114,7 +130,12 @@ def source_files(path: str | Path) -> tuple[SourceFile, ...]:
     )
 
 
-def _check_columns(rows: Sequence[RawRow], columns: Mapping[str, str], where: str) -> None:
+def check_columns(rows: Sequence[RawRow], columns: Mapping[str, str], where: str) -> None:
+    """Refuse names of columns that the rows do not have, or that two of them would have.
+
+    Raises:
+        UserError: Either of these.
+    """
     known = list(dict.fromkeys(name for row in rows[:SAMPLE_ROWS] for name in row.values))
     for name, new in columns.items():
         if rows and name not in known and not any(name in row.values for row in rows):
@@ -134,7 +155,9 @@ def _check_columns(rows: Sequence[RawRow], columns: Mapping[str, str], where: st
             )
 
 
-def _renamed(row: RawRow, columns: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(row: RawRow, columns: Mapping[str, str]) -> Mapping[str, Any]:
+    if not columns:
+        return row.values
     return {columns.get(name, name): value for name, value in row.values.items()}
 
 

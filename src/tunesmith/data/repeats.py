@@ -21,6 +21,7 @@ from tunesmith.core.records import (
     Message,
     MultiLabelExample,
     NumberExample,
+    Origin,
     PairExample,
     PreferenceExample,
     RatedExample,
@@ -87,7 +88,12 @@ def answer_of(example: Example) -> str:
 
 def content_key(example: Example) -> str:
     """Equal for rows that are repetitions of each other."""
-    return f"{normalise(question_of(example))}{_FIELD}{normalise(answer_of(example))}"
+    return joined_key(normalise(question_of(example)), normalise(answer_of(example)))
+
+
+def joined_key(question: str, answer: str) -> str:
+    """The content key of a row with this question and answer, both normalised."""
+    return f"{question}{_FIELD}{answer}"
 
 
 def without_repeats(
@@ -102,7 +108,7 @@ def without_repeats(
             kept.append(example)
             kept_keys.append(key)
         else:
-            note_duplicate(findings, example, earlier)
+            note_duplicate(findings, example.origin, earlier.origin)
     if not near:
         return kept, kept_keys
     repeats = near_repeats(kept, kept_keys)
@@ -112,14 +118,14 @@ def without_repeats(
     return [kept[i] for i in rest], [kept_keys[i] for i in rest]
 
 
-def note_duplicate(findings: Findings, example: Example, earlier: Example) -> None:
+def note_duplicate(findings: Findings, origin: Origin, earlier: Origin) -> None:
     """One row that says what an earlier one says."""
-    findings.add("warning", "duplicate", example.origin, f"of {_place(earlier, example)}", "data.dedup=exact")
+    findings.add("warning", "duplicate", origin, f"of {_place(earlier, origin)}", "data.dedup=exact")
 
 
 def note_near_duplicate(findings: Findings, example: Example, earlier: Example, similarity: float) -> None:
     """One row that says nearly what an earlier one says."""
-    message = f"of {_place(earlier, example)}, Jaccard {similarity:.2f}"
+    message = f"of {_place(earlier.origin, example.origin)}, Jaccard {similarity:.2f}"
     findings.add("warning", "near_duplicate", example.origin, message, "data.dedup=near")
 
 
@@ -173,9 +179,8 @@ def _words(messages: Sequence[Message]) -> str:
     return _FIELD.join(parts)
 
 
-def _place(earlier: Example, example: Example) -> str:
-    same = earlier.origin.file == example.origin.file
-    return f"line {earlier.origin.line}" if same else str(earlier.origin)
+def _place(earlier: Origin, origin: Origin) -> str:
+    return f"line {earlier.line}" if earlier.file == origin.file else str(earlier)
 
 
 def _candidates(keys: Sequence[str]) -> Iterator[tuple[int, list[int], int]]:

@@ -15,7 +15,7 @@ from tunesmith.core.records import Origin
 from tunesmith.data.cells import read_csv, read_tsv
 from tunesmith.data.conll import read_conll
 from tunesmith.data.json_text import JsonFault, elements, parse_at, parse_json, skip_space
-from tunesmith.data.lines import Fault, Item, RawRow, missing_file, read_lines, read_whole
+from tunesmith.data.lines import Fault, Item, RawRow, missing_file, placed_lines, read_whole
 from tunesmith.data.pieces import read_text
 
 __all__ = ["Fault", "Item", "RawRow", "read_rows", "row_files"]
@@ -83,19 +83,38 @@ def _reader(path: Path) -> Callable[[Path, str], Iterator[Item]]:
     )
 
 
-def _read_jsonl(path: Path, shown: str) -> Iterator[Item]:
-    for line in read_lines(path, shown):
+def placed_rows(path: Path, shown: str) -> Iterator[tuple[int, Item]]:
+    """The rows of a file of JSON Lines, each with the byte at which it begins."""
+    for line in placed_lines(path, shown):
         if isinstance(line, Fault):
-            yield line
+            yield 0, line
             continue
-        number, text = line
+        number, offset, text = line
         if not text or text.isspace():
             continue
         origin = Origin(shown, number)
         try:
-            yield _row(parse_json(text), origin)
+            yield offset, row_of_text(text, origin)
         except JsonFault as fault:
-            yield Fault(origin, fault.code, fault.message, fault.remedy)
+            yield offset, Fault(origin, fault.code, fault.message, fault.remedy)
+
+
+def row_of_text(text: str, origin: Origin) -> Item:
+    """The row that a line of JSON holds.
+
+    Raises:
+        JsonFault: It is not JSON.
+    """
+    return _row(parse_json(text), origin)
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file has one row on each line, and can be read from any of them on."""
+    return path.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def _read_jsonl(path: Path, shown: str) -> Iterator[Item]:
+    return (item for _, item in placed_rows(path, shown))
 
 
 def _read_json(path: Path, shown: str) -> Iterator[Item]:

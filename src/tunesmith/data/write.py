@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tunesmith.core.records import (
@@ -20,6 +20,7 @@ from tunesmith.core.records import (
     TagExample,
     TextExample,
 )
+from tunesmith.data.stored import StoredExamples
 
 FORMATS: dict[type[Example], str] = {
     TextExample: "text",
@@ -48,8 +49,10 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
-def contents_sha256(examples: Sequence[Example]) -> str:
+def contents_sha256(examples: Iterable[Example]) -> str:
     """SHA-256 of the examples' canonical rows, in order."""
+    if isinstance(examples, StoredExamples) and examples.sha256:
+        return examples.sha256
     digest = hashlib.sha256()
     for example in examples:
         digest.update(jsonl([row_of(example)]).encode())

@@ -26,7 +26,7 @@ class Rows(Sequence["Example"]):
     """One side of a data set."""
 
     side: str
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     data: Data
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from tunesmith.core.cache import Cache
 from tunesmith.core.events import Emit, Finding, Progress, silent
 from tunesmith.core.records import Example
 from tunesmith.data.render import template_of
+from tunesmith.data.stored import StoredExamples
 from tunesmith.training.encode import Encoding, Rows, encode_rows, findings_of, nothing_trained
 from tunesmith.training.encode_workers import can_travel, encoded
 from tunesmith.training.token_store import META, Chunk, Loss, Origins, StoredFeatures, StoreWriter, mapped
@@ -93,6 +94,9 @@ def rows_key(examples: Sequence[Example], encoding: Encoding) -> str:
         [f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers", "jinja2")],
     )
     digest.update(repr(parts).encode())
+    if isinstance(examples, StoredExamples):
+        digest.update(examples.identity.encode())
+        return digest.hexdigest()
     for example in examples:
         digest.update(repr(example).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
