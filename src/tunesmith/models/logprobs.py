@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tunesmith.kernels.cross_entropy import PLAIN, LogitTransform, chunked_cross_entropy
 from tunesmith.kernels.packed_attention import packed_inputs
 from tunesmith.kernels.visible import borders
-from tunesmith.models.anatomy import head, plain
+from tunesmith.models.anatomy import head, is_encoder_decoder, plain
 from tunesmith.models.probe import probe_inputs
 from tunesmith.objectives.base import IGNORED, Batch
 

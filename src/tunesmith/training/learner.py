@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from tunesmith.core.errors import UserError
 from tunesmith.data.masking import masking_layout
-from tunesmith.kernels.fused_lora import fuse_lora_layers
+from tunesmith.kernels.fuse import fuse
 from tunesmith.kernels.packed_attention import why_not_packed
 from tunesmith.methods.base import Method
 from tunesmith.models.configuration import LABELLED
 from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
+from tunesmith.models.probe import probe
 from tunesmith.objectives.base import Batch, Features, Layout, Metrics, Objective
 from tunesmith.training.frozen import FrozenStates
 
@@ -69,7 +70,7 @@ class Learner:
                 where=loaded.name,
                 remedy="Set train.packing=auto; rows of like length then go together.",
             )
-        fuse_lora_layers(model)
+        fuse(model, lambda: probe(model))
         start = getattr(config, "decoder_start_token_id", None)
         words = masking_layout(loaded.tokenizer)
         layout = replace(words, is_packed=not reason, decoder_start_token_id=0 if start is None else start)
