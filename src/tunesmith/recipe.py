@@ -144,6 +144,8 @@ class TrainSettings(Settings):
     """Tokens that one optimiser step sees (the effective batch), whatever fits at once."""
     micro_tokens: PositiveInt = 2048
     """Tokens that go through the model at once; halved by itself when memory runs out."""
+    recompute: NonNegativeInt | Literal["auto", "none", "all"] = "auto"
+    """Blocks, from the first, that the backward pass computes again to save memory; `auto`: as many as it needs."""
     lr: PositiveFloat | Literal["auto"] = "auto"
     """Peak learning rate; `auto` is the method's own."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

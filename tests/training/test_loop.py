@@ -185,32 +185,6 @@ def test_a_loss_that_is_no_number_is_skipped_and_then_stops_the_run(tmp_path):
     assert [event.code for event in events if isinstance(event, Warning)] == ["not_finite"] * 2
 
 
-def test_when_memory_runs_out_the_micro_batch_halves_and_the_step_stays(tmp_path):
-    events: list[Event] = []
-    roomy = _loop(tmp_path / "roomy", steps=1, micro_tokens=160)
-    roomy.fit(_quiet)
-    tight = _loop(tmp_path / "tight", events, steps=1, micro_tokens=160)
-    honest = tight.learner.objective.loss
-    kind = type(tight.learner.objective)
-    original = kind.loss
-
-    def greedy(self, learner, batch):
-        if batch.weight > 90:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return honest(learner, batch)
-
-    try:
-        kind.loss = greedy
-        tight.validation = tight.rows.first(1)
-        tight.fit(_quiet)
-    finally:
-        kind.loss = original
-    assert tight.state.micro_tokens == 80
-    assert [event.code for event in events if isinstance(event, Warning)] == ["out_of_memory"]
-    for name, tensor in tight.tensors.items():
-        torch.testing.assert_close(tensor, roomy.tensors[name], rtol=1e-3, atol=1e-4)
-
-
 def test_validations_are_spread_evenly_and_the_last_step_is_one():
     assert validation_steps(100, 4) == {25, 50, 75, 100}
     assert validation_steps(3, 10) == {1, 2, 3}

@@ -78,7 +78,7 @@ def run_trial(task: Task, report: Report, emit: Emit = silent) -> Result:
         UserError: What would stop every trial, such as a full disk.
     """
     from tunesmith.models.meter import MemoryMeter
-    from tunesmith.training.guard import is_out_of_memory
+    from tunesmith.models.memory import is_out_of_memory
 
     started = time.perf_counter()
     losses: list[float] = []

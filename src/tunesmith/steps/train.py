@@ -160,7 +160,7 @@ def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     record_work(run, work)
     loop = make_loop(run, work)
     first = loop.restore(allowed)
-    emit(head(run, work, loop.order.num_steps, first, loop.frozen))
+    emit(head(run, work, loop.order.num_steps, first, frozen=loop.frozen, memory=loop.room.line(loop.state)))
     state = loop.fit(Sampler(run, work))
     unit = work.learner.objective.loss_unit
     loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")

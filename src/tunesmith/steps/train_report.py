@@ -67,6 +67,8 @@ def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
         "seconds": state.train_seconds,
         "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
         "micro_tokens": state.micro_tokens,
+        "recomputed_blocks": state.num_recomputed,
+        "times_out_of_memory": state.times_out_of_memory,
         "is_packed": work.learner.layout.is_packed,
         "padded_because": work.learner.padded_because,
         "precision": work.learner.precision,
@@ -74,8 +76,10 @@ def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
     }
 
 
-def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenPlan) -> Started:
-    """What is about to happen; `first` is the step a resumed run goes on after."""
+def head(
+    run: RunFolder, work: Work, num_steps: int, first: int, *, frozen: FrozenPlan, memory: str
+) -> Started:
+    """What is about to happen; `first` is the step a resumed run goes on after, `memory` how it is to fit."""
     recipe, learner = work.recipe, work.learner
     trainable, total = num_parameters(learner.model)
     tokens, trained = work.rows.num_tokens, round(work.rows.weight)
@@ -105,6 +109,7 @@ def head(run: RunFolder, work: Work, num_steps: int, first: int, frozen: FrozenP
             ("method", f"{recipe.method.summary()} · {cost_of(learner.model, recipe.method).line()}"),
             ("plan", f"{steps} · {layout}"),
             *((("cache", cache),) if (cache := frozen.line()) else ()),
+            ("memory", memory),
         ),
         on_interrupt=f"finishes this step and saves; resume with: tunesmith train --resume {run.path}",
     )

@@ -24,6 +24,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.steps.evaluate import Evaluation, evaluate_predictor, spread
 from tunesmith.training.encode import Encoding, Rows
 from tunesmith.training.learner import Learner
+from tunesmith.training.recompute import refuse_recompute
 from tunesmith.training.token_cache import tokenized
 
 STEP = "train"
@@ -99,6 +100,7 @@ class Work:
             start = loaded if adapted is None else replace(loaded, model=adapted)
             before = score_rows(recipe, start, held_out, emit, "scoring the base")
         model = loaded.attach(recipe.method) if adapted is None else adapted
+        refuse_recompute(model, recipe.train.recompute)
         learner = Learner.make(
             loaded,
             model,

@@ -55,6 +55,11 @@ class TrainingState:
     held_out_tokens: int = 0
     """Tokens at once in validation since memory ran out there; 0 before."""
     times_out_of_memory: int = 0
+    num_recomputed: int = 0
+    """Blocks that are computed again in the backward pass."""
+    held_out_tokens: int = 0
+    """Tokens at once in validation since memory ran out there; 0 before."""
+    times_out_of_memory: int = 0
     source_losses: dict[str, list[float]] = field(default_factory=dict)
     """The same of each source, where there are several: loss sum and weight."""
 

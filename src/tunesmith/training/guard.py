@@ -1,4 +1,4 @@
-"""What watches over a run: numbers that are none, gradients that leap, signals, memory that runs out."""
+"""What watches over a run: numbers that are none, gradients that leap, signals."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from types import FrameType
-
-import torch
 
 from tunesmith.core.errors import Interrupted
 
@@ -62,9 +60,3 @@ def stopping_on_signals(on_request: Callable[[], None]) -> Iterator[StopRequest]
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def is_out_of_memory(fault: RuntimeError) -> bool:
-    """Whether PyTorch could not get memory, on any device."""
-    text = str(fault).lower()
-    return isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text

@@ -27,12 +27,13 @@ from tunesmith.training.background import CheckpointWriter
 from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint
 from tunesmith.training.encode import Joined, Rows
 from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
-from tunesmith.training.guard import is_out_of_memory, stopping_on_signals
+from tunesmith.training.guard import stopping_on_signals
 from tunesmith.training.journal import STEP, Journal, Validation
 from tunesmith.training.learner import Learner
 from tunesmith.training.mixture import Mixture, Tally
-from tunesmith.training.optim import learning_rate_at, make_optimizer, set_learning_rate
+from tunesmith.training.optim import learning_rate_at, make_optimizer, optimizer_bytes, set_learning_rate
 from tunesmith.training.order import Order
+from tunesmith.training.room import Room
 
 Sampler = Callable[[int], None]
 """Called after each validation with the step; shows what the model answers now."""
@@ -74,16 +75,21 @@ class Loop:
         trainable = mixture.trainable(learner)
         self.tensors = {name: parameter for name, (parameter, _) in trainable.items()}
         hidden = hidden_matrices(learner.model)
+
+        def is_hidden(parameter: nn.Parameter) -> bool:
+            return id(parameter) in hidden
+
+        factors = {name: factor for name, (_, factor) in trainable.items()}
         self.optimizer = make_optimizer(
-            self.tensors,
-            settings,
-            lambda name: trainable[name][1],
-            learner.method.decays,
-            lambda parameter: id(parameter) in hidden,
+            self.tensors, settings, factors.__getitem__, learner.method.decays, is_hidden
         )
         self.tallies: dict[str, Tally] = {}
-        self.state = TrainingState(micro_tokens=min(settings.micro_tokens, settings.tokens_per_step))
+        self.state = TrainingState()
         self.frozen = self._plan_frozen()
+        self.room = Room(learner, mixture, self.rows, settings, emit)
+        to_come = sum(tensor.nbytes for tensor in self.tensors.values())  # gradients
+        self.room.choose(run, self.order, to_come + optimizer_bytes(self.tensors, settings, is_hidden))
+        self.room.begin(self.state, is_new=True)
         self.journal = Journal(run, settings, self.order, emit=emit, accelerator=self.accelerator)
 
     def restore(self, allowed: Sequence[str] = ()) -> int:
@@ -101,8 +107,7 @@ class Loop:
             has_best=self.settings.keep == "best",
             on_damage=lambda damage: self.emit(Warning(STEP, damage.code, damage.line())),
         )
-        if self.state.step == 0:
-            self.state.micro_tokens = min(self.settings.micro_tokens, self.settings.tokens_per_step)
+        self.room.begin(self.state, is_new=self.state.step == 0)
         self.run.keep_metrics(self.state.step)
         return self.state.step
 
@@ -119,6 +124,7 @@ class Loop:
                 return self._fit(sample)
         finally:
             self.learner = learner
+            self.room.use(0)
 
     def _plan_frozen(self) -> FrozenPlan:
         """Frozen blocks run once for the rows that are read more than once."""
@@ -171,17 +177,23 @@ class Loop:
             learner.model.eval()
         tallies = {name: Tally() for name in rows.names}
         groups = self.mixture.groups(range(len(rows)), rows, 2 * self.state.micro_tokens, self.learner)
+        shrinking = self.room.held_out(self.state, rows)
         for name, group in groups:
-            learner = self.mixture.learner(name, self.learner)
-            batch = learner.batch([rows.features[row] for row in group])
-            loss, metrics = learner.loss(batch)
-            tallies[name].add(loss.item(), batch.weight, metrics)
+            score = partial(self._score, self.mixture.learner(name, self.learner))
+            for _, found in shrinking.each([group], score, partial(self.room.shrink_held_out, self.state)):
+                tallies[name].add(*found)
         self._set_training()
         total, divisor = self.mixture.total(tallies)
         sums = Tally()
         for one in tallies.values():
             sums.add(one.loss, one.weight, one.metrics)
         return Validation(total / divisor, sums.metrics, sums.weight, tallies)
+
+    def _score(self, learner: Learner, group: Sequence[int]) -> tuple[float, float, Mapping[str, float]]:
+        """The sums of some validation rows: loss, weight and other numbers."""
+        batch = learner.batch([self.validation.features[row] for row in group])
+        loss, metrics = learner.loss(batch)
+        return loss.item(), batch.weight, metrics
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -243,17 +255,9 @@ class Loop:
 
     def _accumulate(self, rows: Sequence[int]) -> tuple[float, float]:
         """Add up the gradients of a step's rows: its loss sum and its weight, over all ranks."""
-        while True:
-            try:
-                self.tallies = self._run_micro_batches(rows)
-                break
-            except RuntimeError as fault:
-                if not is_out_of_memory(fault) or self.state.micro_tokens <= 1:
-                    raise
-                self.optimizer.zero_grad(set_to_none=True)
-                self.state.micro_tokens //= 2
-                text = f"memory ran out: from now on {self.state.micro_tokens} tokens at once; steps stay the same"
-                self.emit(Warning(STEP, "out_of_memory", text, {"micro_tokens": self.state.micro_tokens}))
+        self.tallies = self.room.run(
+            self.state, rows, lambda: self._run_micro_batches(rows), lambda: self.optimizer.zero_grad(set_to_none=True)
+        )
         sums = [[one.loss, one.weight] for one in self.tallies.values()]
         totals = torch.tensor(sums, dtype=torch.float64, device=self.learner.device)
         for one, (loss, weight) in zip(self.tallies.values(), self.accelerator.reduce(totals).tolist(), strict=True):

@@ -1,0 +1,153 @@
+"""How much memory is free, how to tell that it ran out, and how to go on with smaller batches.
+
+On a processor Linux hands out more memory than there is and kills whoever uses it; a limit of a container or of the
+process is met earlier. So what is free is the least of what the machine, the container and the process still may take.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import psutil
+import torch
+
+from tunesmith.core.errors import UserError
+
+T = TypeVar("T")
+G = TypeVar("G", bound=Sequence[int])
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+"""Limit and use of the container, in version 2 and 1 of control groups."""
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What may still be taken on a device, in bytes; what PyTorch holds and does not use counts as free."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + held)
+    rooms = [psutil.virtual_memory().available, *_container_rooms(), *_process_rooms()]
+    return max(0, min(rooms))
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether PyTorch (or oneDNN under it) could not get memory, on any device."""
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(fault).lower() if isinstance(fault, RuntimeError) else ""
+    return any(words in text for words in ("can't allocate memory", "not enough memory", "could not create a memory"))
+
+
+def let_go() -> None:
+    """Give back what nobody holds any more: a broken pass leaves cycles of frames and tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def attempt(run: Callable[[], T]) -> tuple[T, bool] | tuple[None, bool]:
+    """What `run` gives and True; None and False where memory ran out.
+
+    The fault itself is gone when this returns, with the frames that hold its tensors, so there is room to try again.
+    """
+    try:
+        return run(), True
+    except (RuntimeError, MemoryError) as fault:
+        if not is_out_of_memory(fault):
+            raise
+    let_go()
+    return None, False
+
+
+@dataclass
+class Shrinking(Generic[G]):
+    """Batches that become smaller when memory runs out, and stay so.
+
+    `cost` tells how much a batch asks for (its tokens, padding included, or its rows).
+    """
+
+    cost: Callable[[G], int]
+    limit: int = 0
+    """No batch above this is tried any more; 0 before memory first ran out."""
+    num_halved: int = 0
+
+    def each(
+        self, groups: Iterable[G], run: Callable[[G], T], on_halved: Callable[[int], None] = lambda limit: None
+    ) -> Iterator[tuple[G, T]]:
+        """Each batch, in order, with what `run` makes of it; one that is too large comes as its two halves.
+
+        `on_halved` is told the new limit.
+
+        Raises:
+            UserError: Memory ran out with a single row.
+        """
+        waiting = deque(groups)
+        while waiting:
+            group = waiting.popleft()
+            if len(group) > 1 and 0 < self.limit < self.cost(group):
+                waiting.extendleft(_halves(group))
+                continue
+            found, is_done = attempt(lambda group=group: run(group))  # type: ignore[misc]
+            if is_done:
+                yield group, found  # type: ignore[misc]
+                continue
+            if len(group) == 1:
+                raise out_of_memory("one row alone")
+            self.num_halved += 1
+            self.limit = self.cost(group) // 2
+            on_halved(self.limit)
+            waiting.extendleft(_halves(group))
+
+
+def out_of_memory(what: str) -> UserError:
+    """The fault of a machine that is too small for the least piece of work."""
+    return UserError(
+        f"memory ran out with {what}.",
+        code="out_of_memory",
+        where="",
+        remedy="Close other programs, shorten rows with data.max_length, or take a smaller model.",
+    )
+
+
+def _halves(group: G) -> tuple[G, G]:
+    """Second half, first half: as a queue's left end takes them."""
+    middle = (len(group) + 1) // 2
+    return group[middle:], group[:middle]  # type: ignore[return-value]
+
+
+def _container_rooms() -> Iterator[int]:
+    for limit, use in _CGROUPS:
+        try:
+            text = limit.read_text().strip()
+            used = int(use.read_text())
+        except (OSError, ValueError):
+            continue
+        if text.isdigit():  # otherwise "max"
+            yield int(text) - used + _reclaimable(use.parent)
+
+
+def _reclaimable(group: Path) -> int:
+    """Of a container's use, pages of files that are given up when memory is needed."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    found = dict(line.split() for line in lines)
+    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+
+
+def _process_rooms() -> Iterator[int]:
+    """What `ulimit -v` leaves; there is none on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        yield limit - psutil.Process().memory_info().vms
