@@ -48,9 +48,10 @@ def layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BottleneckLayer)]
 
 
-def adapter(layer: Any, x: Tensor, name: str = "default") -> Tensor:
+def adapter(layer: Any, x: Tensor, style: str, name: str = "default") -> Tensor:
+    activation = nn.functional.gelu if style == "houlsby" else nn.functional.relu  # as published
     down, up = layer.bottleneck_down[name], layer.bottleneck_up[name]
-    hidden = nn.functional.gelu(x @ down.weight.T + down.bias)
+    hidden = activation(x @ down.weight.T + down.bias)
     out: Tensor = hidden @ up.weight.T + up.bias
     return out
 
@@ -99,7 +100,7 @@ def test_houlsby_is_added_to_the_output_of_the_sublayer() -> None:
     layer = next(layer for layer in layers(model) if isinstance(layer.base_layer, nn.Linear))
     x = torch.randn(2, 5, layer.base_layer.in_features)
     y = layer.base_layer(x)
-    assert torch.allclose(layer(x), y + adapter(layer, y), atol=1e-6)
+    assert torch.allclose(layer(x), y + adapter(layer, y, "houlsby"), atol=1e-6)
 
 
 def test_pfeiffer_on_a_post_norm_block_reads_behind_the_norm_and_adds_before_it() -> None:
@@ -108,7 +109,7 @@ def test_pfeiffer_on_a_post_norm_block_reads_behind_the_norm_and_adds_before_it(
     layer = layers(model)[0]
     norm, z = layer.base_layer, torch.randn(2, 5, 32)
     assert isinstance(norm, nn.LayerNorm)
-    assert torch.allclose(layer(z), norm(z + adapter(layer, norm(z))), atol=1e-6)
+    assert torch.allclose(layer(z), norm(z + adapter(layer, norm(z), "pfeiffer")), atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi", "mixtral", "modernbert", "t5"])
@@ -125,7 +126,8 @@ def test_pfeiffer_on_a_pre_norm_block_is_added_to_the_blocks_output(architecture
             )
         )
         outputs(whole)
-    assert torch.allclose(kept["adapted"], kept["plain"] + adapter(layers(model)[0], kept["plain"]), atol=1e-5)
+    added = adapter(layers(model)[0], kept["plain"], "pfeiffer")
+    assert torch.allclose(kept["adapted"], kept["plain"] + added, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "bart", "llama", "mixtral", "t5"])
@@ -141,7 +143,7 @@ def test_parallel_reads_what_the_mlp_reads(architecture: str) -> None:
     layer.base_layer.register_forward_hook(lambda _, __, y: kept.__setitem__("h", y.detach()))
     layer.register_forward_hook(lambda _, __, y: kept.__setitem__("sum", y.detach()))
     outputs(model)
-    assert torch.allclose(kept["sum"], kept["h"] + 2.5 * adapter(layer, kept["x"]), atol=1e-6)
+    assert torch.allclose(kept["sum"], kept["h"] + 2.5 * adapter(layer, kept["x"], "parallel"), atol=1e-6)
 
 
 def test_norms_train_as_published_and_are_given_back() -> None:
@@ -259,6 +261,17 @@ def test_it_cannot_be_merged_and_says_why() -> None:
     assert caught.value.code == "cannot_merge"
     with pytest.raises(ValueError, match="non-linear function"):
         model.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    ("style", "published"), [("houlsby", (16, "gelu")), ("pfeiffer", (16, "relu")), ("parallel", (2, "relu"))]
+)
+def test_reduction_and_activation_are_those_of_the_styles_paper_unless_set(style: Any, published: Any) -> None:
+    model = tiny("bert")[0]
+    config = Bottleneck(style=style).peft_config(model)
+    assert (config.reduction, config.activation) == published
+    config = Bottleneck(style=style, reduction=4, activation="tanh").peft_config(model)
+    assert (config.reduction, config.activation) == (4, "tanh")
 
 
 def test_a_setting_without_effect_is_refused() -> None:

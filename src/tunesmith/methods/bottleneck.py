@@ -8,6 +8,10 @@
 - `parallel` (He et al., arXiv:2110.04366, section 4.6 "scaled parallel adapter"): h + s f(x) on the MLP, where x is
   what the MLP reads; they take s = 4 and a wide bottleneck (reduction 2).
 
+Reduction and activation follow the style where they are not set: 16 with gelu (Houlsby et al.'s own code; AdapterHub
+has swish), 16 with relu (AdapterHub's SeqBnConfig, by Pfeiffer et al.), 2 with relu (He et al.; AdapterHub's
+ParBnConfig).
+
 W_up begins at zero, so the first output is the base's. In a mixture of experts the adapter follows the mix.
 Where the base has dropout between a matrix and the residual, it now drops the adapter's output, too.
 """
@@ -24,6 +28,9 @@ from tunesmith.models.peft_method import PeftMethod
 if TYPE_CHECKING:
     from torch.nn import Module
 
+PUBLISHED = {"houlsby": (16.0, "gelu"), "pfeiffer": (16.0, "relu"), "parallel": (2.0, "relu")}
+"""Reduction and activation of each style."""
+
 
 class Bottleneck(PeftMethod):
     """Two small matrices per place train; the result is an adapter in PEFT's format, of a type of our own.
@@ -38,10 +45,10 @@ class Bottleneck(PeftMethod):
 
     style: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
     """Where adapters sit: after attention and MLP, once per block, or beside the MLP."""
-    reduction: Annotated[float, Field(ge=1)] = 16.0
-    """Width of the model over that of the bottleneck."""
-    activation: Literal["relu", "gelu", "swish", "tanh"] = "gelu"
-    """The function between the two matrices (Houlsby et al.: gelu; Pfeiffer et al. and He et al.: relu)."""
+    reduction: Annotated[float, Field(ge=1)] | Literal["as-published"] = "as-published"
+    """Width of the model over that of the bottleneck; as published it is 16, and 2 for `parallel`."""
+    activation: Literal["as-published", "relu", "gelu", "swish", "tanh"] = "as-published"
+    """The function between the two matrices; as published gelu for `houlsby`, relu for the others."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's outputs that are set to 0 while training."""
     scaling: PositiveFloat = 4.0
@@ -70,9 +77,10 @@ class Bottleneck(PeftMethod):
         from tunesmith.models.bottleneck import BottleneckConfig, sites
         from tunesmith.models.sublayers import width
 
-        if width(model) < self.reduction:
+        reduction, activation = self._shape()
+        if width(model) < reduction:
             raise UserError(
-                f"`reduction: {self.reduction:g}` leaves less than 1 of the model's {width(model)} features.",
+                f"`reduction: {reduction:g}` leaves less than 1 of the model's {width(model)} features.",
                 code="bad_value",
                 where="method.reduction",
                 remedy=f"Set it to {width(model)} or less.",
@@ -84,8 +92,8 @@ class Bottleneck(PeftMethod):
         return BottleneckConfig(
             task_type=task_type(model),
             style=self.style,
-            reduction=self.reduction,
-            activation=self.activation,
+            reduction=reduction,
+            activation=activation,
             dropout=self.dropout,
             scaling=self.scaling,
             trains_norms=trains_norms,
@@ -111,7 +119,15 @@ class Bottleneck(PeftMethod):
         return ", ".join(
             [
                 f"bottleneck {self.style}",
-                f"reduction {self.reduction:g}",
+                f"reduction {self._shape()[0]:g}",
                 *(f"{key} {value}" for key, value in others.items()),
             ]
+        )
+
+    def _shape(self) -> tuple[float, str]:
+        """Reduction and activation, the style's own where they are not set."""
+        reduction, activation = PUBLISHED[self.style]
+        return (
+            reduction if self.reduction == "as-published" else self.reduction,
+            activation if self.activation == "as-published" else self.activation,
         )

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 HEAD_LEARNING_RATE = 1e-3
-"""Of a classifier's new head, as with feature_extraction; the virtual tokens' own rate would be too large for it."""
+"""Of a classifier's new head, as with feature_extraction; the virtual tokens' own rate would be too large for it.
+
+It belongs to the method's default: another `train.lr` moves both in proportion (half the rate, half the head's).
+"""
 
 
 class PromptMethod(PeftMethod):
@@ -71,7 +74,7 @@ class PromptMethod(PeftMethod):
         return self.num_tokens
 
     def learning_rate_factor(self, parameter: str) -> float:
-        """A new head takes smaller steps than virtual tokens."""
+        """A new head takes smaller steps than virtual tokens: 1e-3 at the default rate, and in proportion at others."""
         return HEAD_LEARNING_RATE / self.learning_rate if ".modules_to_save." in parameter else 1.0
 
     def attach(self, model: Module) -> Module:

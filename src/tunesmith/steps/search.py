@@ -125,8 +125,9 @@ class _Work:
             except (Interrupted, KeyboardInterrupt):
                 self.run.set_state("stopped", seconds=self._seconds())
                 done = len(self.study.trials())
+                where = ", while the best was trained again" if done >= self.plan.num_trials else ""
                 raise Interrupted(
-                    f"stopped after {done} of {self.plan.num_trials} trials",
+                    f"stopped after {done} of {self.plan.num_trials} trials{where}",
                     resume=f"tunesmith search --resume {self.folder}",
                 ) from None
             except UserError as fault:

@@ -233,7 +233,7 @@ def open_model(
     if loaded.task not in ("causal", "seq2seq"):
         kind = "a masked language model" if loaded.task == "mask" else "a classifier"
         raise UserError(
-            f"this is {kind}; only models that write text can be served.",
+            f"this is {kind}, which writes no text: it can neither chat nor be served.",
             code="cannot_serve",
             where=source.reference,
             remedy="Score it with `tunesmith evaluate`.",
