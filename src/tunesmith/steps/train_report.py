@@ -65,6 +65,7 @@ def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
         "tokens": state.num_tokens,
         "trained_tokens": state.num_trained_tokens,
         "seconds": state.train_seconds,
+        "wait_seconds": state.wait_seconds,
         "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
         "micro_tokens": state.micro_tokens,
         "recomputed_blocks": state.num_recomputed,

@@ -47,6 +47,8 @@ class TrainingState:
     num_tokens: int = 0
     num_trained_tokens: int = 0
     train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    """Of these, how long steps waited for their rows."""
     loss_sum: float = 0.0
     """Of the steps since the last validation, with its weight."""
     loss_weight: float = 0.0

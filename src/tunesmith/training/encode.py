@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.events import Finding
 from tunesmith.core.records import Example, Origin
 from tunesmith.objectives.base import Features, Objective
-from tunesmith.training.token_store import Chunk, Loss, make_chunk
+from tunesmith.training.token_store import Chunk, Loss, StoredFeatures, make_chunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,11 @@ class Rows:
             origins=self.origins[part],
             source_of=source_of,
         )
+
+    def will_need(self, rows: Callable[[], Sequence[int]]) -> None:
+        """Have rows that are mapped read from disk in the background; in memory they are not even asked for."""
+        if isinstance(self.features, StoredFeatures):
+            self.features.will_need(rows())
 
     @staticmethod
     def joined(parts: Mapping[str, Rows]) -> Rows:

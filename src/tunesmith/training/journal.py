@@ -58,9 +58,16 @@ class Journal:
             self.accelerator.init_trackers("tunesmith", init_kwargs={"wandb": {"name": self.run.name}})
 
     def step(
-        self, state: TrainingState, tallies: Mapping[str, Tally], *, loss: float, norm: float, rate: float
+        self,
+        state: TrainingState,
+        tallies: Mapping[str, Tally],
+        *,
+        loss: float,
+        norm: float,
+        rate: float,
+        waited: float = 0.0,
     ) -> None:
-        """A step that was applied: mean `loss`, gradient's `norm` before clipping, learning rate."""
+        """A step that was applied: mean `loss`, gradient's `norm` before clipping, seconds `waited` for its rows."""
         record: dict[str, Any] = {
             "step": state.step,
             "of": self.order.num_steps,
@@ -72,6 +79,7 @@ class Journal:
             "tokens": state.num_tokens,
             "trained_tokens": state.num_trained_tokens,
             "tokens_per_second": state.num_tokens / max(state.train_seconds, 1e-9),
+            "wait_seconds": round(waited, 6),
             "memory_bytes": peak_memory_bytes(),
         }
         self.run.append_metrics(record)

@@ -21,10 +21,10 @@ from tunesmith.core.errors import Interrupted
 from tunesmith.core.events import Emit, Saved, Warning
 from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import hidden_matrices
-from tunesmith.objectives.base import Features
 from tunesmith.recipe import TrainSettings
+from tunesmith.training.ahead import Key
 from tunesmith.training.background import CheckpointWriter
-from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint
+from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, remove_superseded
 from tunesmith.training.encode import Joined, Rows
 from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
 from tunesmith.training.guard import stopping_on_signals
@@ -34,6 +34,7 @@ from tunesmith.training.mixture import Mixture, Tally
 from tunesmith.training.optim import learning_rate_at, make_optimizer, optimizer_bytes, set_learning_rate
 from tunesmith.training.order import Order
 from tunesmith.training.room import Room
+from tunesmith.training.step_batches import StepBatches
 
 Sampler = Callable[[int], None]
 """Called after each validation with the step; shows what the model answers now."""
@@ -80,9 +81,7 @@ class Loop:
             return id(parameter) in hidden
 
         factors = {name: factor for name, (_, factor) in trainable.items()}
-        self.optimizer = make_optimizer(
-            self.tensors, settings, factors.__getitem__, learner.method.decays, is_hidden
-        )
+        self.optimizer = make_optimizer(self.tensors, settings, factors.__getitem__, learner.method.decays, is_hidden)
         self.tallies: dict[str, Tally] = {}
         self.state = TrainingState()
         self.frozen = self._plan_frozen()
@@ -91,6 +90,7 @@ class Loop:
         self.room.choose(run, self.order, to_come + optimizer_bytes(self.tensors, settings, is_hidden))
         self.room.begin(self.state, is_new=True)
         self.journal = Journal(run, settings, self.order, emit=emit, accelerator=self.accelerator)
+        self.batches = self._batches().ahead(is_threaded=False)
 
     def restore(self, allowed: Sequence[str] = ()) -> int:
         """Go on from the newest valid checkpoint; the step it was written after (0: none).
@@ -108,6 +108,7 @@ class Loop:
             on_damage=lambda damage: self.emit(Warning(STEP, damage.code, damage.line())),
         )
         self.room.begin(self.state, is_new=self.state.step == 0)
+        remove_superseded(self.run.checkpoints, self.state.step, self.settings.checkpoints)
         self.run.keep_metrics(self.state.step)
         return self.state.step
 
@@ -147,7 +148,8 @@ class Loop:
         marks = validation_steps(self.order.num_steps, self.settings.validations)
         self.journal.begin(self.state.step)
         announce = partial(self.journal.stopping, self.state)
-        with stopping_on_signals(announce) as request, self._writer() as writer:
+        ahead = self._batches().ahead(is_threaded=self.learner.frozen is None)
+        with stopping_on_signals(announce) as request, self._writer() as writer, ahead as self.batches:
             while self.state.step < self.order.num_steps and not self._is_exhausted():
                 self._say_saved(writer)
                 self._step()
@@ -196,7 +198,7 @@ class Loop:
         return loss.item(), batch.weight, metrics
 
     def _step(self) -> None:
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), self.batches.wait_seconds
         state, settings = self.state, self.settings
         rows = self.order.rows(state.step)
         rate = learning_rate_at(state.step, self.order.num_steps, self.peak_learning_rate, settings)
@@ -208,6 +210,8 @@ class Loop:
         state.num_tokens += int(self.rows.lengths[list(rows)].sum())
         seconds = time.perf_counter() - started
         state.train_seconds += seconds
+        waited = self.batches.wait_seconds - waited
+        state.wait_seconds += waited
         if is_sound:
             state.bad_steps = 0
             state.loss_sum += loss_sum
@@ -217,7 +221,7 @@ class Loop:
                 for name, one in self.tallies.items():
                     before = state.source_losses.get(name, [0.0, 0.0])
                     state.source_losses[name] = [before[0] + one.loss, before[1] + one.weight]
-            self.journal.step(state, self.tallies, loss=loss_sum / weight, norm=norm, rate=rate)
+            self.journal.step(state, self.tallies, loss=loss_sum / weight, norm=norm, rate=rate, waited=waited)
         else:
             state.bad_steps += 1
             what = "loss" if not math.isfinite(loss_sum) else "gradient"
@@ -266,28 +270,23 @@ class Loop:
 
     def _run_micro_batches(self, rows: Sequence[int]) -> dict[str, Tally]:
         """The sums of each source, with their gradients added up."""
-        seen = {row: self._seen(row) for row in rows}
-        groups = self.mixture.groups(rows, self.rows, self.state.micro_tokens, self.learner)
-        weights: dict[str, float] = {}  # of the whole step, over all ranks
-        for name, group in groups:
-            weights[name] = weights.get(name, 0.0) + sum(seen[row].weight for row in group)
+        step = self.batches.items(Key(self.state.step, tuple(rows), self.state.micro_tokens))
+        weights = next(step)
         for name, weight in weights.items():
             if not weight:
                 mine = [row for row in rows if self.rows.source(row) == name]
                 self.journal.nothing_to_learn(self.state.step + 1, self._some_origins(mine))
         tallies = {name: Tally() for name in self.rows.names}
-        for name, group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
-            learner = self.mixture.learner(name, self.learner)
-            batch = learner.batch([seen[row] for row in group])
-            loss, metrics = learner.loss(batch)
+        for name, batch in step:
+            loss, metrics = self.mixture.learner(name, self.learner).loss(batch)
             self.accelerator.backward(loss * self.mixture.scale(name, weights[name]))
             tallies[name].add(loss.item(), batch.weight, metrics)
         return tallies
 
-    def _seen(self, row: int) -> Features:
-        """A row as this step sees it; a resumed step sees the same."""
-        learner = self.mixture.learner(self.rows.source(row), self.learner)
-        return learner.objective.renew(self.rows.features[row], learner.layout, (self.seed, self.state.step, row))
+    def _batches(self) -> StepBatches:
+        """The batches of steps: made in a thread ahead of them, but for those that replay kept states."""
+        ranks = self.accelerator.process_index, self.accelerator.num_processes
+        return StepBatches(self.learner, self.mixture, self.rows, self.order, self.seed, ranks)
 
     def _learners(self) -> tuple[Learner, ...]:
         return tuple(self.mixture.learners.values()) or (self.learner,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,6 +195,17 @@ class StoredFeatures(Sequence[Features]):
         for name, column in self.numbers.items():
             found[name] = column[place].item()
         return Features(**found)
+
+    def will_need(self, rows: Sequence[int]) -> None:
+        """Tell the system which rows are read next; it reads their pages while other work is done."""
+        for values, ends in self._tuples.values():
+            whole = getattr(values.base, "base", None)  # an array of a memmap of a file
+            if not isinstance(whole, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+                return
+            for row in rows:
+                first = int(ends[row - 1] if row else 0) * values.itemsize
+                begin = first - first % mmap.PAGESIZE
+                whole.madvise(mmap.MADV_WILLNEED, begin, int(ends[row]) * values.itemsize - begin)
 
 
 class Origins(Sequence[str]):
