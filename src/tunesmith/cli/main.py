@@ -6,8 +6,11 @@ A command's module is imported when it is typed, so `tunesmith --help` needs nei
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.flags import Flags, UsageError, read_flags
@@ -23,6 +26,7 @@ DONE, FIXABLE, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 COMMANDS = {
     "demo": "the whole circle on the built-in model and manual, offline, in minutes",
     "data": "check, show or prepare rows before anything is trained",
+    "plan": "memory and time of a recipe, before anything is loaded",
     "train": "train a recipe; the result is a run folder",
     "evaluate": "score a run or a model on held-out rows, with intervals",
     "compare": "prompting, retrieval and fine-tuning on the same rows: was it worth it?",
@@ -46,6 +50,7 @@ HELP_FLAGS = {"--help", "-h"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     silence(os.environ)
+    _stop_on_sigterm()
     flags = Flags()
     out, err = Output(sys.stdout), Output(sys.stderr)
     try:
@@ -58,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tunesmith.cli.faults import report
 
         return report(fault, out, err, is_json=flags.is_json, is_debug=flags.is_debug)
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM stops a command as Ctrl-C does: what is half-written goes, and the exit code is 130."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(flags: Flags, words: list[str], out: Output, err: Output) -> int:

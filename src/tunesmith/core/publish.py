@@ -128,7 +128,11 @@ def verify(folder: Path) -> dict[str, Any]:
             raise _damaged(folder, f"{name} is not in its manifest")
         if present[name].stat().st_size != listed[name]["bytes"]:
             raise _damaged(folder, f"{name} has {present[name].stat().st_size} bytes, not {listed[name]['bytes']}")
-        if sha256(present[name]) != listed[name]["sha256"]:
+        try:
+            is_right = sha256(present[name]) == listed[name]["sha256"]
+        except OSError as fault:
+            raise _damaged(folder, f"{name} cannot be read ({fault.strerror})") from fault
+        if not is_right:
             raise _damaged(folder, f"the contents of {name} do not match its SHA-256 sum")
     return manifest
 

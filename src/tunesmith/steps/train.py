@@ -48,7 +48,7 @@ def train(recipe: Recipe, *, emit: Emit, root: Path = Path("runs"), folder: str 
     recipe = with_named_run(recipe, root)
     if has_tasks(recipe.data):
         return _train_tasks(recipe, emit, lambda: _new_run(recipe, root, folder))
-    data = load_data(recipe.data, seed=recipe.seed)
+    data = load_data(recipe.data, seed=recipe.seed, emit=emit)
     recipe = resolve(recipe, data)
     work = Work.prepare(recipe, data, emit)
     run = _new_run(recipe, root, folder)
@@ -72,7 +72,7 @@ def resume(run: RunFolder, *, emit: Emit, overrides: Sequence[str] = (), allow: 
         recipe = going_on.recipe
         if has_tasks(recipe.data):
             return _train_tasks(recipe, emit, lambda: run, going_on)
-        data = load_data(recipe.data, seed=recipe.seed)
+        data = load_data(recipe.data, seed=recipe.seed, emit=emit)
         going_on.check_data(data.card())
         work = Work.prepare(resolve(recipe, data), data, emit)
         going_on.begin(work.recipe)
@@ -161,7 +161,7 @@ def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     loop = make_loop(run, work)
     first = loop.restore(allowed)
     emit(head(run, work, loop.order.num_steps, first, frozen=loop.frozen, memory=loop.room.line(loop.state)))
-    state = loop.fit(Sampler(run, work))
+    state = loop.fit(Sampler(run, work, after=first))
     unit = work.learner.objective.loss_unit
     loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")
     if not is_whole(run.model):

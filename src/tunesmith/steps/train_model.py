@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,16 @@ from tunesmith.steps.evaluate import own_prompt, spread
 from tunesmith.steps.train_work import STEP, Work
 
 NUM_PROBES = 12
+SAMPLES = "samples.md"
 
 
 class Sampler:
     """Shows after each validation what the model answers to one held-out question now."""
 
-    def __init__(self, run: RunFolder, work: Work) -> None:
+    def __init__(self, run: RunFolder, work: Work, *, after: int = 0) -> None:
+        """`after` is the step that a resumed run goes on after: later answers in samples.md are given again."""
         self.run, self.work = run, work
+        _keep_samples(run, after)
         answerable = [example for example in work.held_out if isinstance(example, ChatExample | PairExample)]
         self.example = answerable[0] if answerable else None
 
@@ -40,8 +44,18 @@ class Sampler:
         work.learner.method.set_training(work.learner.model)
         prompt = question_of(self.example)
         work.emit(Sample(STEP, prompt, outcome.answer, outcome.reference, at=step))
-        with (self.run.path / "samples.md").open("a", encoding="utf-8") as file:
-            file.write(f"## Step {step}\n\n**{prompt}**\n\n{outcome.answer}\n\n")
+        self.run.append(SAMPLES, f"## Step {step}\n\n**{prompt}**\n\n{outcome.answer}\n\n")
+
+
+def _keep_samples(run: RunFolder, last_step: int) -> None:
+    """Drop the samples that were shown after `last_step`."""
+    file = run.path / SAMPLES
+    if not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8", errors="replace")
+    later = [found.start() for found in re.finditer(r"^## Step (\d+)$", text, re.M) if int(found[1]) > last_step]
+    if later:
+        run.write(SAMPLES, text[: later[0]])
 
 
 def question_of(example: ChatExample | PairExample) -> str:

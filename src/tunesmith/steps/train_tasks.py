@@ -100,7 +100,8 @@ def train_joint(run: RunFolder, joint: JointWork, allowed: Sequence[str] = ()) -
     emit(_head(run, joint, loop, first))
     folders = {name: _folder(run, name, work) for name, work in works.items()}
     sampler = next(
-        (one for name, work in works.items() if (one := Sampler(folders[name], work)).example is not None), None
+        (one for name, work in works.items() if (one := Sampler(folders[name], work, after=first)).example is not None),
+        None,
     )
     state = loop.fit(sampler or (lambda step: None))
     title = "Loss: each task's mean times its weight, summed; dashed: each task's mean on validation rows"

@@ -57,11 +57,6 @@ class TrainingState:
     held_out_tokens: int = 0
     """Tokens at once in validation since memory ran out there; 0 before."""
     times_out_of_memory: int = 0
-    num_recomputed: int = 0
-    """Blocks that are computed again in the backward pass."""
-    held_out_tokens: int = 0
-    """Tokens at once in validation since memory ran out there; 0 before."""
-    times_out_of_memory: int = 0
     source_losses: dict[str, list[float]] = field(default_factory=dict)
     """The same of each source, where there are several: loss sum and weight."""
 
@@ -144,7 +139,7 @@ def save_checkpoint(
         record = {"format": FORMAT, "identity": identity, "state": _plain_state(state)}
         record |= {"optimizer": snapshot.counts, "random": snapshot.generators}
         (draft / "state.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-    _rotate(folder, target, num_kept)
+    _rotate(_steps(folder), folder, target, num_kept)
     return target
 
 
@@ -184,6 +179,13 @@ def load_checkpoint(
             _forget_lost_best(folder, state, on_damage)
         return state
     return TrainingState()
+
+
+def remove_superseded(folder: Path, step: int, num_kept: int) -> None:
+    """Delete what a kill kept `save_checkpoint` from deleting; `step` is the checkpoint that was restored."""
+    steps = [path for path in _steps(folder) if _number(path) <= step]
+    if steps:
+        _rotate(steps, folder, steps[-1], num_kept)
 
 
 def newest_identity(folder: Path) -> Mapping[str, Any] | None:
@@ -226,12 +228,11 @@ def _steps(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=_number)
 
 
-def _rotate(folder: Path, newest: Path, num_kept: int) -> None:
-    """Delete all but the `num_kept` up to the newest, and bests that none of them counts on.
+def _rotate(steps: Sequence[Path], folder: Path, newest: Path, num_kept: int) -> None:
+    """Delete all of `steps` but the `num_kept` up to the newest, and bests that none of them counts on.
 
     Later steps than the newest are damaged ones, before which the run went on.
     """
-    steps = _steps(folder)
     kept = [path for path in steps if _number(path) <= _number(newest)][-num_kept:]
     assert newest in kept, (newest, kept)
     for path in steps:
