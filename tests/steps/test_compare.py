@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.core.errors import UserError
+from tunesmith.core.errors import Interrupted, UserError
 from tunesmith.core.events import Event, Finished, Metric, Started, silent
 from tunesmith.core.publish import sha256
 from tunesmith.recipe import Recipe, make_recipe
@@ -155,6 +155,16 @@ def test_runs_are_kept_and_used_again(comparison: Comparison, recipe: Recipe, tm
     for old, new in zip(comparison.report["rows"], again.report["rows"], strict=True):
         assert old["fact_match"] == new["fact_match"]
         assert (old["train_seconds"], old["train_peak_bytes"]) == (new["train_seconds"], new["train_peak_bytes"])
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(recipe: Recipe, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, Metric):  # the first row is done
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="what is done is kept, and the same command goes on"):
+        compare(recipe, emit=stop, out=tmp_path)
+    assert len(list((tmp_path / "cells").iterdir())) == 1
 
 
 def test_a_changed_file_is_noticed(comparison: Comparison, recipe: Recipe, tmp_path: Path) -> None:

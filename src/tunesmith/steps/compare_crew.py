@@ -28,6 +28,7 @@ from tunesmith.steps.compare_work import STEP, Work
 
 OnRow = Callable[[Result], None]
 THREADS = "OMP_NUM_THREADS"
+STOPPED = "stopped; what is done is kept, and the same command goes on from there"
 STOP = ".stopped"
 """A file that tells workers to begin no other unit: one waits in each worker's queue and cannot be cancelled."""
 
@@ -42,7 +43,10 @@ def finish_rows(work: Work, on_row: OnRow, jobs: int = 1) -> list[Result]:
     if jobs > 1:
         found, faults = _with_workers(work, on_row, jobs)
     else:
-        found, faults = _alone(work, on_row)
+        try:
+            found, faults = _alone(work, on_row)
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted(STOPPED) from None
     if faults:
         raise _failed(work, faults)
     return [found[name] for name, _ in work.rows]
@@ -105,7 +109,7 @@ def _with_workers(work: Work, on_row: OnRow, jobs: int) -> tuple[dict[str, Resul
                         code="worker_killed",
                         remedy="Repeat the command with fewer --jobs; what is done is kept.",
                     ) from reason
-                raise Interrupted("stopped; what is done is kept, and the same command goes on from there") from None
+                raise Interrupted(STOPPED) from None
     return found, faults
 
 
