@@ -35,8 +35,8 @@ def test_batches_halve_where_memory_runs_out_and_stay_so():
             raise torch.OutOfMemoryError("too many")
         return sum(group)
 
-    shrinking = Shrinking(len)
-    found = list(shrinking.each([(1, 2), (3, 4, 5, 6, 7), (8, 9, 10)], run, told.append))
+    shrinking = Shrinking()
+    found = list(shrinking.each([(1, 2), (3, 4, 5, 6, 7), (8, 9, 10)], run, on_halved=told.append))
     assert found == [((1, 2), 3), ((3, 4), 7), ((5,), 5), ((6, 7), 13), ((8, 9), 17), ((10,), 10)]
     assert tried == [(1, 2), (3, 4, 5, 6, 7), (3, 4), (5,), (6, 7), (8, 9), (10,)]  # no second attempt in vain
     assert told == [2] and shrinking.num_halved == 1
@@ -47,7 +47,7 @@ def test_one_row_that_does_not_fit_is_an_error_with_a_remedy():
         raise MemoryError
 
     with pytest.raises(UserError, match="one row alone") as caught:
-        list(Shrinking(len).each([(1, 2)], run))
+        list(Shrinking().each([(1, 2)], run))
     assert caught.value.code == "out_of_memory" and "data.max_length" in caught.value.remedy
 
 
@@ -94,7 +94,7 @@ limit = psutil.Process().memory_info().vms + (200 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 free = free_memory_bytes(torch.device("cpu"))
 assert free <= 200 << 20, free
-shrinking = Shrinking(len)
+shrinking = Shrinking()
 run = lambda group: float(torch.ones(len(group), 32 << 20).sum())
 print([len(group) for group, _ in shrinking.each([tuple(range(4))], run)], shrinking.num_halved)
 """

@@ -17,6 +17,7 @@ from tunesmith.core.records import Example, LabelExample, MultiLabelExample, Num
 from tunesmith.data.pack import bucket
 from tunesmith.data.tagging import TagPiece, tag_pieces
 from tunesmith.models.load import Loaded
+from tunesmith.models.memory import Shrinking, padded_tokens
 from tunesmith.objectives.base import Problem, padded
 
 TOKENS_AT_ONCE = 4096
@@ -39,20 +40,32 @@ def problem_of(loaded: Loaded) -> Problem:
 
 @torch.inference_mode()
 def classify(
-    loaded: Loaded, examples: Sequence[Any], on_progress: Callable[[int, int], None], *, max_length: int
+    loaded: Loaded,
+    examples: Sequence[Any],
+    on_progress: Callable[[int, int], None],
+    *,
+    max_length: int,
+    batches: Shrinking | None = None,
 ) -> list[Outcome]:
     """One outcome per example, in order; `seconds` is a row's share of its batch's time.
+
+    `batches` remembers how large they may be where memory ran out before.
 
     Raises:
         UserError: The model has no head of classes, or its head gives something else than the rows have.
     """
     _refuse_unfit(loaded, examples)
     if loaded.task == "tag":
-        return _tag(loaded, examples, on_progress, max_length)
+        return _tag(loaded, examples, on_progress, max_length, batches or Shrinking())
     encoded = [_encode(loaded, example, max_length) for example in examples]
     found: dict[int, Outcome] = {}
-    for group in bucket([len(one["input_ids"]) for one in encoded], TOKENS_AT_ONCE):
-        logits_BC, seconds = _forward(loaded, [encoded[place] for place in group])
+    lengths = [len(one["input_ids"]) for one in encoded]
+
+    def run(group: list[int]) -> tuple[Tensor, float]:
+        return _forward(loaded, [encoded[place] for place in group])
+
+    found_by_group = (batches or Shrinking()).each(bucket(lengths, TOKENS_AT_ONCE), run, cost=padded_tokens(lengths))
+    for group, (logits_BC, seconds) in found_by_group:
         for place, row_C in zip(group, logits_BC, strict=True):
             size = len(encoded[place]["input_ids"])
             found[place] = _outcome(loaded, examples[place], row_C, size, seconds / len(group))
@@ -150,16 +163,24 @@ def _outcome(loaded: Loaded, example: Any, row_C: Tensor, num_tokens: int, secon
 
 
 def _tag(
-    loaded: Loaded, examples: Sequence[TagExample], on_progress: Callable[[int, int], None], max_length: int
+    loaded: Loaded,
+    examples: Sequence[TagExample],
+    on_progress: Callable[[int, int], None],
+    max_length: int,
+    batches: Shrinking,
 ) -> list[Outcome]:
     pieces = [tag_pieces(example.words, loaded.tokenizer, max_length=max_length) for example in examples]
     flat = [(number, piece) for number, own in enumerate(pieces) for piece in own]
     logits: dict[int, Tensor] = {}
     seconds = [0.0] * len(examples)
-    for group in bucket([len(piece.input_ids) for _, piece in flat], TOKENS_AT_ONCE):
-        encoded = [_inputs(flat[place][1]) for place in group]
-        logits_BTC, taken = _forward(loaded, encoded)
-        longest = max(len(one["input_ids"]) for one in encoded)
+    lengths = [len(piece.input_ids) for _, piece in flat]
+
+    def run(group: list[int]) -> tuple[Tensor, float]:
+        return _forward(loaded, [_inputs(flat[place][1]) for place in group])
+
+    groups = bucket(lengths, TOKENS_AT_ONCE)
+    for group, (logits_BTC, taken) in batches.each(groups, run, cost=padded_tokens(lengths)):
+        longest = max(lengths[place] for place in group)
         for place, logits_TC in zip(group, logits_BTC[:, -longest:], strict=True):
             logits[place] = logits_TC
             seconds[flat[place][0]] += taken / len(group)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import psutil
 import torch
@@ -66,23 +66,24 @@ def attempt(run: Callable[[], T]) -> tuple[T, bool] | tuple[None, bool]:
 
 
 @dataclass
-class Shrinking(Generic[G]):
-    """Batches that become smaller when memory runs out, and stay so.
+class Shrinking:
+    """Batches that become smaller when memory runs out, and stay so."""
 
-    `cost` tells how much a batch asks for (its tokens, padding included, or its rows).
-    """
-
-    cost: Callable[[G], int]
     limit: int = 0
-    """No batch above this is tried any more; 0 before memory first ran out."""
+    """No batch that costs more is tried any more; 0 before memory first ran out."""
     num_halved: int = 0
 
     def each(
-        self, groups: Iterable[G], run: Callable[[G], T], on_halved: Callable[[int], None] = lambda limit: None
+        self,
+        groups: Iterable[G],
+        run: Callable[[G], T],
+        *,
+        cost: Callable[[G], int] = len,
+        on_halved: Callable[[int], None] = lambda limit: None,
     ) -> Iterator[tuple[G, T]]:
         """Each batch, in order, with what `run` makes of it; one that is too large comes as its two halves.
 
-        `on_halved` is told the new limit.
+        `cost` tells how much a batch asks for: its rows, or its tokens. `on_halved` is told the new limit.
 
         Raises:
             UserError: Memory ran out with a single row.
@@ -90,7 +91,7 @@ class Shrinking(Generic[G]):
         waiting = deque(groups)
         while waiting:
             group = waiting.popleft()
-            if len(group) > 1 and 0 < self.limit < self.cost(group):
+            if len(group) > 1 and 0 < self.limit < cost(group):
                 waiting.extendleft(_halves(group))
                 continue
             found, is_done = attempt(lambda group=group: run(group))  # type: ignore[misc]
@@ -100,9 +101,14 @@ class Shrinking(Generic[G]):
             if len(group) == 1:
                 raise out_of_memory("one row alone")
             self.num_halved += 1
-            self.limit = self.cost(group) // 2
+            self.limit = cost(group) // 2
             on_halved(self.limit)
             waiting.extendleft(_halves(group))
+
+
+def padded_tokens(lengths: Sequence[int]) -> Callable[[Sequence[int]], int]:
+    """The cost of a batch of rows of these lengths: its tokens, padding included."""
+    return lambda group: len(group) * max(lengths[place] for place in group)
 
 
 def out_of_memory(what: str) -> UserError:

@@ -23,7 +23,8 @@ from tunesmith.data.template import encode_prompt
 from tunesmith.models.configuration import LABELLED
 from tunesmith.models.heads import classify
 from tunesmith.models.load import Loaded
-from tunesmith.models.logprobs import Likelihood
+from tunesmith.models.logprobs import Likelihood, TokenLosses
+from tunesmith.models.memory import Shrinking, padded_tokens
 from tunesmith.models.sample import Sampling, check_prompt, generate
 from tunesmith.objectives.base import (
     IGNORED,
@@ -61,10 +62,22 @@ class Predictor(Protocol):
 
 
 class LocalPredictor:
-    """A loaded model. `seconds` of an outcome is its share of its batch's time."""
+    """A loaded model. `seconds` of an outcome is its share of its batch's time.
+
+    Batches for which memory runs out are halved, and so are those after them.
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
+        self.answers = Shrinking()
+        """Batches of answers, by rows."""
+        self.passes = Shrinking()
+        """Batches of single passes, by tokens."""
+
+    @property
+    def times_out_of_memory(self) -> int:
+        """How often batches were halved so far."""
+        return self.answers.num_halved + self.passes.num_halved
 
     def answer(
         self, examples: Sequence[Any], ask: Ask, settings: GenerateSettings, on_progress: OnProgress
@@ -77,7 +90,9 @@ class LocalPredictor:
         for example, tokens in zip(examples, ids, strict=True):
             _check_room(self.loaded.model, tokens, str(example.origin))
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
-        generations = generate(self.loaded.model, tokenizer, ids, sampling, on_progress=on_progress)
+        generations = generate(
+            self.loaded.model, tokenizer, ids, sampling, batches=self.answers, on_progress=on_progress
+        )
         return [
             Outcome(
                 origin=str(example.origin),
@@ -101,10 +116,15 @@ class LocalPredictor:
         nats = [0.0] * len(examples)
         counts = [0] * len(examples)
         done = 0
-        for group in bucket([piece.num_tokens for _, piece in pieces], TOKENS_AT_ONCE):
+        lengths = [piece.num_tokens for _, piece in pieces]
+
+        @torch.inference_mode()
+        def score(group: list[int]) -> TokenLosses:
+            return losses(self._batch([pieces[place][1] for place in group]))
+
+        groups = bucket(lengths, TOKENS_AT_ONCE)
+        for group, found in self.passes.each(groups, score, cost=padded_tokens(lengths)):
             numbers = [pieces[place][0] for place in group]
-            with torch.inference_mode():
-                found = losses(self._batch([pieces[place][1] for place in group]))
             for value, row in zip(found.nats_N.tolist(), found.rows_N.tolist(), strict=True):
                 nats[numbers[row]] += value
                 counts[numbers[row]] += 1
@@ -123,7 +143,7 @@ class LocalPredictor:
 
     def classify(self, examples: Sequence[Any], on_progress: OnProgress) -> list[Outcome]:
         longest = self.loaded.card.get("max_length") or self.loaded.context
-        return classify(self.loaded, examples, on_progress, max_length=longest)
+        return classify(self.loaded, examples, on_progress, max_length=longest, batches=self.passes)
 
     def _prompt(self, example: Any, ask: Ask) -> tuple[str, list[int]]:
         """A question as text and as tokens."""

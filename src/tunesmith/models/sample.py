@@ -20,11 +20,11 @@ from torch.nn import Module
 from transformers import DynamicCache, EncoderDecoderCache
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.records import Message
-from tunesmith.data.template import render_chat
 from tunesmith.models.anatomy import is_encoder_decoder
 from tunesmith.models.configuration import context_length
 from tunesmith.models.detokenize import TextStream
+from tunesmith.models.ends import end_tokens
+from tunesmith.models.memory import Shrinking
 from tunesmith.models.virtual_tokens import embedded, is_prefix, num_virtual_tokens, prompt_config, with_virtual
 
 BATCH_SIZE = 32
@@ -90,9 +90,12 @@ def generate(
     sampling: Sampling,
     *,
     batch_size: int = BATCH_SIZE,
+    batches: Shrinking | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Answers to all prompts, in their order. Dropout is off meanwhile.
+
+    Where memory runs out a batch is halved and begun again, and those after it have no more rows; `batches` remembers.
 
     Raises:
         UserError: A prompt is empty or leaves no room in the context, or the model's output is not a number.
@@ -101,14 +104,18 @@ def generate(
     ends = end_tokens(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     done: dict[int, Generation] = {}
+
+    def answer(chosen: list[int]) -> dict[int, Generation]:
+        rows = [_Row(tokenizer, sampling, min(sampling.max_new_tokens, room[index]), ends) for index in chosen]
+        started = time.perf_counter()
+        _run(model, [prompts[index] for index in chosen], rows, sampling)
+        seconds = (time.perf_counter() - started) / len(chosen)
+        return {index: row.generation(seconds) for index, row in zip(chosen, rows, strict=True)}
+
+    groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     with _evaluating(model):
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            rows = [_Row(tokenizer, sampling, min(sampling.max_new_tokens, room[index]), ends) for index in chosen]
-            started = time.perf_counter()
-            _run(model, [prompts[index] for index in chosen], rows, sampling)
-            seconds = (time.perf_counter() - started) / len(chosen)
-            done |= {index: row.generation(seconds) for index, row in zip(chosen, rows, strict=True)}
+        for _, found in (batches or Shrinking()).each(groups, answer):
+            done |= found
             if on_progress:
                 on_progress(len(done), len(prompts))
     return [done[index] for index in range(len(prompts))]
@@ -151,15 +158,6 @@ def check_prompt(model: Any, prompt: Sequence[int]) -> int:
     if len(prompt) >= context:
         raise _overflow(len(prompt), context)
     return context - len(prompt)
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, the generation settings', and the chat template's end of turn."""
-    given = getattr(model.generation_config, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(given if isinstance(given, list | tuple) else [given])}
-    if getattr(tokenizer, "chat_template", None):
-        ids.add(_end_of_turn(tokenizer))
-    return frozenset(int(token) for token in ids if token is not None)
 
 
 @torch.inference_mode()
@@ -366,18 +364,6 @@ class _Decoding:
         output = self._model(**inputs, past_key_values=self._cache, use_cache=True)
         logits: Tensor = output.logits[:, -1].float()
         return logits
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template puts right after an answer."""
-    mark = "tunesmith"
-    messages = [Message("user", "a"), Message("assistant", mark)]
-    try:
-        after = render_chat(tokenizer, messages).rpartition(mark)[2]
-    except UserError:
-        return None  # a template that refuses so plain a conversation has its end in the tokenizer
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
 def _logprob(tokenizer: Any, logits: Tensor, token: int, count: int) -> TokenLogprob:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.entities import is_entity_tag
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Emit, Finished, Progress, Started, silent
+from tunesmith.core.events import Emit, Finished, Progress, Started, Warning, silent
 from tunesmith.core.events import Metric as MetricEvent
 from tunesmith.core.home import Home
 from tunesmith.core.intervals import Difference, difference, score
@@ -70,6 +70,8 @@ class Evaluation:
     seconds_per_answer: float | None
     """One row at a time, the mean of a few; None where nothing was answered or timed."""
     peak_bytes: int
+    times_out_of_memory: int = 0
+    """How often batches were halved because memory ran out; answers are those of smaller batches."""
 
     def score(self, name: str) -> Score:
         """The score of the metric with this name or key."""
@@ -82,6 +84,7 @@ class Evaluation:
             "seconds": self.seconds,
             "seconds_per_answer": self.seconds_per_answer,
             "peak_bytes": self.peak_bytes,
+            "times_out_of_memory": self.times_out_of_memory,
             "num_rows": len(self.outcomes),
         }
 
@@ -150,15 +153,21 @@ def evaluate_predictor(  # noqa: PLR0913 - one call says everything about a meas
         refuse_unfit(metric, examples)
     generate = generate or GenerateSettings()
     passes = _Passes(predictor, examples, ask or own_prompt, generate, emit, step)
+    halved_before = getattr(predictor, "times_out_of_memory", 0)  # a model behind a URL has no memory of ours
     started = time.perf_counter()
     merged = _merge([passes.run(need) for need in PASSES if need in needs], examples)
     seconds = time.perf_counter() - started
+    halved = getattr(predictor, "times_out_of_memory", 0) - halved_before
+    if halved:
+        text = "memory ran out while rows were scored: batches were halved, and answers are those of smaller batches"
+        emit(Warning(step, "out_of_memory", text, {"times": halved}))
     return Evaluation(
         scores=tuple(score(metric, merged, seed) for metric in metrics),
         outcomes=tuple(merged),
         seconds=seconds,
         seconds_per_answer=passes.seconds_per_answer(needs, num_timed),
         peak_bytes=peak_memory_bytes(),
+        times_out_of_memory=halved,
     )
 
 

@@ -179,10 +179,9 @@ class Loop:
             learner.model.eval()
         tallies = {name: Tally() for name in rows.names}
         groups = self.mixture.groups(range(len(rows)), rows, 2 * self.state.micro_tokens, self.learner)
-        shrinking = self.room.held_out(self.state, rows)
         for name, group in groups:
             score = partial(self._score, self.mixture.learner(name, self.learner))
-            for _, found in shrinking.each([group], score, partial(self.room.shrink_held_out, self.state)):
+            for found in self.room.held_out(self.state, rows, [group], score):
                 tallies[name].add(*found)
         self._set_training()
         total, divisor = self.mixture.total(tallies)

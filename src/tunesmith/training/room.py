@@ -6,7 +6,7 @@ pass but changes no digit, and is all there is for a single long row. Steps alwa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -26,6 +26,7 @@ from tunesmith.training.order import Order
 from tunesmith.training.recompute import RandomState, choose_recompute, recomputable, trial_group
 
 T = TypeVar("T")
+Rowset = tuple[int, ...]
 SMALL = 512
 """Tokens of a micro-batch below which halving it costs more than computing blocks again (docs/log.md)."""
 TRIED_STEPS = 16
@@ -104,11 +105,29 @@ class Room:
             random.restore()
             self._shrink(state, rows)
 
-    def held_out(self, state: TrainingState, validation: Rows) -> Shrinking[tuple[int, ...]]:
-        """Batches of validation rows, as large as memory has let them be."""
-        return Shrinking(lambda group: _num_tokens(group, validation), state.held_out_tokens)
+    def held_out(
+        self,
+        state: TrainingState,
+        validation: Rows,
+        groups: Iterable[tuple[int, ...]],
+        run: Callable[[tuple[int, ...]], T],
+    ) -> Iterator[T]:
+        """What `run` gives for batches of validation rows, as large as memory lets them be.
 
-    def shrink_held_out(self, state: TrainingState, num_tokens: int) -> None:
+        Raises:
+            UserError: Even a single row does not fit.
+        """
+        shrinking = Shrinking(state.held_out_tokens)
+        found = shrinking.each(
+            groups,
+            run,
+            cost=lambda group: _num_tokens(group, validation),
+            on_halved=lambda limit: self._shrink_held_out(state, limit),
+        )
+        for _, one in found:
+            yield one
+
+    def _shrink_held_out(self, state: TrainingState, num_tokens: int) -> None:
         """Memory ran out in validation: so many tokens at once from now on."""
         state.held_out_tokens = num_tokens
         state.times_out_of_memory += 1
