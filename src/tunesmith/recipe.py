@@ -17,8 +17,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.overrides import among_overrides, apply_override
-from tunesmith.core.plugins import Plugin, build, find, names, plugin
+from tunesmith.core.plugins import Plugin, find, names, plugin
 from tunesmith.core.settings import Locate, Settings, validate
+from tunesmith.core.short_forms import build_at, long_compare_row, long_data
 from tunesmith.core.space import SearchSettings, refuse_ranges
 from tunesmith.core.yaml_text import locator, parse_yaml
 from tunesmith.formats.base import Format
@@ -299,21 +300,21 @@ def make_recipe(values: Mapping[str, Any], *, locate: Locate | None = None) -> R
         full["evaluate"] = [full["evaluate"]]
     if isinstance(full.get("evaluate"), list | tuple):
         specs = full["evaluate"]
-        full["evaluate"] = [_build_at("metrics", spec, ("evaluate", i), locate) for i, spec in enumerate(specs)]
+        full["evaluate"] = [build_at("metrics", spec, ("evaluate", i), locate) for i, spec in enumerate(specs)]
     compare = full.get("compare")
     if isinstance(compare, Mapping) and isinstance(compare.get("rows"), list | tuple):
-        rows = [_compare_row(row, i, locate) for i, row in enumerate(compare["rows"])]
+        rows = [long_compare_row(row, i, locate) for i, row in enumerate(compare["rows"])]
         full["compare"] = {**compare, "rows": rows}
     data = full.get("data")
     if isinstance(data, Mapping):
-        full["data"] = _data(data, locate)
+        full["data"] = long_data(data, locate)
     train = full.get("train")
     if isinstance(train, Mapping) and "optimizer" in train:
-        built = _build_at("optimizers", train["optimizer"], ("train", "optimizer"), locate)
+        built = build_at("optimizers", train["optimizer"], ("train", "optimizer"), locate)
         full["train"] = {**train, "optimizer": built}
     for key, folder in (("method", "methods"), ("objective", "objectives"), ("launcher", "launchers")):
         if key in full and full[key] != "auto":
-            full[key] = _build_at(folder, full[key], (key,), locate)
+            full[key] = build_at(folder, full[key], (key,), locate)
     return validate(Recipe, full, locate=locate, elsewhere=_keys_by_place(full))
 
 
@@ -339,52 +340,6 @@ def _read(path: Path) -> str:
         raise UserError("there is no such recipe.", code="no_file", where=str(path), remedy=remedy) from None
     except (OSError, UnicodeDecodeError) as fault:
         raise UserError(f"the recipe cannot be read: {fault}.", code="bad_recipe", where=str(path)) from None
-
-
-def _data(data: Mapping[str, Any], locate: Locate | None) -> dict[str, Any]:
-    full = dict(data)
-    if full.get("format", "auto") != "auto":
-        full["format"] = _build_at("formats", full["format"], ("data", "format"), locate)
-    if isinstance(full.get("source"), list | tuple):
-        full["source"] = [_source(source, i, locate) for i, source in enumerate(full["source"])]
-    return full
-
-
-def _source(source: Any, index: int, locate: Locate | None) -> Any:
-    full = {"path": source} if isinstance(source, str) else source
-    if not isinstance(full, Mapping):
-        return full
-    full = dict(full)
-    for key, folder in (("objective", "objectives"), ("format", "formats")):
-        if full.get(key, "auto") != "auto":
-            full[key] = _build_at(folder, full[key], ("data", "source", index, key), locate)
-    return full
-
-
-def _compare_row(row: Any, index: int, locate: Locate | None) -> Any:
-    full = {"prompting": row} if isinstance(row, str) else row
-    if not isinstance(full, Mapping):
-        return full
-    full = dict(full)
-    if isinstance(full.get("model"), str):
-        full["model"] = {"name": full["model"]}
-    for key, folder in (("prompting", "prompting"), ("method", "methods")):
-        if full.get(key) is not None:
-            full[key] = _build_at(folder, full[key], ("compare", "rows", index, key), locate)
-    return full
-
-
-def _build_at(folder: str, spec: Any, path: tuple[str | int, ...], locate: Locate | None) -> Plugin:
-    try:
-        built: Plugin = build(folder, spec)
-        return built
-    except UserError as fault:
-        if locate is None or fault.where:
-            raise
-        keys = list(spec) if isinstance(spec, dict) else []
-        wrong = [k for k in keys if f'"{k}"' in fault.message or f".{k}`" in fault.message] or keys[:1]
-        where, frame = locate((*path, *wrong[:1]))
-        raise UserError(fault.message, code=fault.code, where=where, remedy=fault.remedy, frame=frame) from None
 
 
 def _keys_by_place(values: Mapping[str, Any]) -> dict[str, list[str]]:

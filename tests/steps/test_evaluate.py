@@ -169,7 +169,8 @@ def test_progress_names_the_pass() -> None:
 
 def test_the_dict_is_json_and_complete() -> None:
     found = evaluate_predictor(Parrot({}), ROWS, metrics("exact_match", "loss"), num_timed=1).to_dict()
-    assert list(found) == ["scores", "outcomes", "seconds", "seconds_per_answer", "peak_bytes", "num_rows"]
+    keys = ["scores", "outcomes", "seconds", "seconds_per_answer", "peak_bytes", "times_out_of_memory", "num_rows"]
+    assert list(found) == keys
     again = json.loads(json.dumps(found, allow_nan=False))
     assert again["num_rows"] == 3
     assert again["scores"][0]["metric"] == "exact_match"
