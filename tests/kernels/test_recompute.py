@@ -149,3 +149,26 @@ def test_answers_still_use_their_cache():
     Recomputation(_all_blocks(learner), 3)
     after = generate(learner.model, _tokenizer(learner), [[5, 6, 7], [8, 9]], settings)
     assert [one.token_ids for one in after] == [one.token_ids for one in before]
+
+
+def test_compiled_blocks_are_recomputed_as_they_are():
+    """Compiled inside, recomputed outside: nothing compiles anew, and gradients are the compiled block's."""
+    from torch._dynamo.utils import counters
+
+    from tunesmith.kernels.compiled_blocks import CompiledBlocks, calls_of
+
+    learner = _learner("lora", "llama", "sft")
+    rows = list(make_rows(learner.objective, _tokenizer(learner)).features)
+    own = _all_blocks(learner)
+    compiled = CompiledBlocks(own, backend="aot_eager")
+    compiled.warm(calls_of(own, lambda: learner.loss(learner.batch(rows)), learner.autocast))
+    compiled.use(True)
+    counters.clear()
+    _, kept = _gradients(learner)
+    again = Recomputation(own, len(own))
+    _, found = _gradients(learner)
+    assert all(torch.equal(found[name], gradient) for name, gradient in kept.items())
+    assert not counters["stats"]  # no graph was captured since it was warm
+    again.use(0)
+    compiled.take_off()
+    assert not any("forward" in vars(block) for block in own)

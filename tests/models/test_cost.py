@@ -27,6 +27,8 @@ def test_disk_and_parameters_are_those_of_a_real_training(spec: str | dict[str, 
     found = cost_of(model, method)
     assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found.optimizer_bytes == 8 * found.trainable
+    small = cost_of(model, method, build("optimizers", "adafactor")).optimizer_bytes
+    assert small < 0.6 * found.optimizer_bytes
     method.save(model, tmp_path)
     file = tmp_path / ("adapter_model.safetensors" if method.is_adapter else "model.safetensors")
     with safe_open(file, "pt") as saved:

@@ -187,3 +187,17 @@ def test_a_prefix_is_refused():
     refuse_recompute(learner.model, "auto")
     with pytest.raises(UserError, match="its prefix is a cache"):
         refuse_recompute(learner.model, "all")
+
+
+def test_blocks_above_replayed_ones_are_recomputed(tmp_path):
+    """Of last_k the frozen blocks are replayed from kept states; the others may be computed again."""
+    runs = {}
+    for number in (0, "all"):
+        torch.manual_seed(1)
+        method = build("methods", {"name": "last_k", "k": 2})
+        loop = make_loop(tmp_path / str(number), method, "llama", "clm", recompute=number, steps=8, tokens_per_step=64)
+        assert loop.frozen.place == "memory"
+        loop.fit(lambda step: None)
+        runs[number] = loop
+    assert runs["all"].state.num_recomputed == 2
+    assert all(torch.equal(one, runs[0].tensors[name]) for name, one in runs["all"].tensors.items())

@@ -15,13 +15,14 @@ from torch.nn import Module
 from tunesmith.core.errors import UserError
 from tunesmith.core.quantities import gib, millions
 from tunesmith.methods.base import Method
-from tunesmith.models.anatomy import num_parameters
+from tunesmith.models.anatomy import hidden_matrices, num_parameters
 from tunesmith.models.configuration import check_task, family, set_labels
 from tunesmith.models.fresh import seeded
 from tunesmith.models.opened import Opened, auto_class
 from tunesmith.models.quiet import quiet
 from tunesmith.models.source import resolve
 from tunesmith.objectives.base import Task
+from tunesmith.optimizers.base import Optimizer, Trained
 from tunesmith.recipe import ModelSettings
 
 BYTES_OF_MOMENTS = 8
@@ -38,7 +39,7 @@ class Cost:
     trainable: int
     total: int
     optimizer_bytes: int
-    """AdamW's two moments."""
+    """What the optimiser remembers."""
     disk_bytes: int
     """The weights that answering needs: PEFT's adapter file, or the whole model in fp32."""
 
@@ -57,11 +58,15 @@ class Cost:
         return asdict(self)
 
 
-def cost_of(model: Module, method: Method) -> Cost:
-    """The cost of a method that is attached to a model."""
+def cost_of(model: Module, method: Method, optimizer: Optimizer | None = None) -> Cost:
+    """The cost of a method that is attached to a model; with AdamW where no optimiser is named."""
     trainable, total = num_parameters(model)
     saved = _adapter_bytes(model) if method.is_adapter else 4 * total
-    return Cost(trainable, total, BYTES_OF_MOMENTS * trainable, saved)
+    if optimizer is None:
+        return Cost(trainable, total, BYTES_OF_MOMENTS * trainable, saved)
+    hidden = hidden_matrices(model)
+    trained = [Trained(one, is_hidden=id(one) in hidden) for one in model.parameters() if one.requires_grad]
+    return Cost(trainable, total, optimizer.state_bytes(trained), saved)
 
 
 def method_cost(method: Method, settings: ModelSettings, task: Task | None = None) -> Cost:

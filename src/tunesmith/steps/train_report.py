@@ -31,7 +31,7 @@ def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evalua
         "run": run.name,
         "recipe_fingerprint": recipe.fingerprint(),
         "held_out": {"name": work.held_out_name, "num_rows": len(work.held_out)},
-        "parameters": cost_of(work.learner.model, recipe.method).to_dict(),
+        "parameters": cost_of(work.learner.model, recipe.method, recipe.train.optimizer).to_dict(),
         "training": training_values(work, state),
         "before": work.before.to_dict(),
         "after": after.to_dict(),
@@ -97,6 +97,7 @@ def head(
     read = sum(int(rows.lengths[rows.rows_of(name)].sum()) * often.get(name, 1.0) for name in rows.names)
     epochs = num_steps * recipe.train.tokens_per_step / max(read, 1)
     resumed = f" · goes on after step {first}" if first else ""
+    cost = cost_of(learner.model, recipe.method, recipe.train.optimizer)
     steps = f"{count(num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens ({epochs:.3g} epochs)"
     return Started(
         STEP,
@@ -107,7 +108,7 @@ def head(
             ("model", f"{recipe.model.name} · {millions(total)} parameters · {learner.precision}{speed}"),
             ("data", f"{Path(source).name} · {num_rows}{test} rows{learnt}"),
             *((("numbers", unit),) if (unit := unit_line(learner.model)) else ()),
-            ("method", f"{recipe.method.summary()} · {cost_of(learner.model, recipe.method).line()}"),
+            ("method", f"{recipe.method.summary()} · {cost.line()}"),
             ("plan", f"{steps} · {layout}"),
             *((("cache", cache),) if (cache := frozen.line()) else ()),
             ("memory", memory),
