@@ -145,10 +145,16 @@ class TrainSettings(Settings):
     """Tokens that one optimiser step sees (the effective batch), whatever fits at once."""
     micro_tokens: PositiveInt = 2048
     """Tokens that go through the model at once; halved by itself when memory runs out."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the repeated block once (`torch.compile`; the result is kept for later runs); `auto`: where there is a
+    compiler, one block was measured to gain, and the run is long enough to pay for it."""
     recompute: NonNegativeInt | Literal["auto", "none", "all"] = "auto"
     """Blocks, from the first, that the backward pass computes again to save memory; `auto`: as many as it needs."""
     lr: PositiveFloat | Literal["auto"] = "auto"
     """Peak learning rate; `auto` is the method's own."""
+    head_lr: PositiveFloat | Literal["auto"] = "auto"
+    """A new head's learning rate as a multiple of `lr`; `auto` is the method's own: 10 with full, last_k, lora and
+    bottleneck, otherwise 1."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: Share = 0.05

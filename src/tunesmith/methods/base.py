@@ -19,6 +19,12 @@ class Method(Plugin):
 
     learning_rate: ClassVar[float] = 5e-5
     """The peak learning rate used where the recipe says `train.lr: auto`."""
+    new_head_factor: ClassVar[float] = 1.0
+    """By what a new head's learning rate is above that of the rest, where `train.head_lr` is `auto`.
+
+    The rest begins trained, or as no change of what is; the head begins at random and has to get somewhere first. So
+    methods with a small rate of their own give it 10 (measured, docs/log.md), the others what they have.
+    """
     trains_base_weights: ClassVar[bool] = False
     """Whether the base's own weights change, so that they are kept in fp32 while training."""
     is_adapter: ClassVar[bool] = False

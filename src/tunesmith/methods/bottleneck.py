@@ -41,6 +41,7 @@ class Bottleneck(PeftMethod):
     """
 
     learning_rate: ClassVar[float] = 1e-4
+    new_head_factor: ClassVar[float] = 10.0
     can_merge: ClassVar[bool] = False
 
     style: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"

@@ -19,6 +19,7 @@ class Full(PlainMethod):
     """All parameters train; the result is a plain transformers folder."""
 
     learning_rate: ClassVar[float] = 5e-5
+    new_head_factor: ClassVar[float] = 10.0
     trains_base_weights: ClassVar[bool] = True
 
     def attach(self, model: Module) -> Module:

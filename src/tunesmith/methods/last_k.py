@@ -25,6 +25,7 @@ class LastK(PlainMethod):
     """The top of the model trains; the result is a plain transformers folder."""
 
     learning_rate: ClassVar[float] = 1e-4
+    new_head_factor: ClassVar[float] = 10.0
     trains_base_weights: ClassVar[bool] = True
 
     k: PositiveInt = 2

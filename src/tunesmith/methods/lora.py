@@ -39,6 +39,7 @@ class LoRA(PeftMethod):
     """Low-rank matrices train; the result is an adapter in PEFT's format."""
 
     learning_rate: ClassVar[float] = 2e-4
+    new_head_factor: ClassVar[float] = 10.0
 
     variant: Literal["lora", "rslora", "dora", "pissa", "lora_plus"] = "lora"
     """How the update is scaled, normed, started or stepped; each is described above."""

@@ -87,6 +87,7 @@ def _train_tasks(
 
     if recipe.train.lr == "auto":
         recipe = override_recipe(recipe, train={"lr": recipe.method.learning_rate})
+    recipe = override_recipe(recipe, train={"head_lr": _head_factor(recipe)})
     joint = JointWork.prepare(recipe, emit)
     run = open_run()
     if going_on is not None:
@@ -123,8 +124,12 @@ def resolve(recipe: Recipe, data: DataSet) -> Recipe:
         recipe,
         objective=objective.spec(),
         evaluate=[metric.spec() for metric in metrics],
-        train={"lr": rate},
+        train={"lr": rate, "head_lr": _head_factor(recipe)},
     )
+
+
+def _head_factor(recipe: Recipe) -> float:
+    return recipe.method.new_head_factor if recipe.train.head_lr == "auto" else recipe.train.head_lr
 
 
 def _words(kind: type) -> str:

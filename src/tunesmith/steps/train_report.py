@@ -97,6 +97,8 @@ def head(
     read = sum(int(rows.lengths[rows.rows_of(name)].sum()) * often.get(name, 1.0) for name in rows.names)
     epochs = num_steps * recipe.train.tokens_per_step / max(read, 1)
     resumed = f" · goes on after step {first}" if first else ""
+    faster = next(iter(learner.head_factors.values()), 1.0)
+    new_head = f" · its new head learns {faster:g} times as fast" if faster != 1 else ""
     cost = cost_of(learner.model, recipe.method, recipe.train.optimizer)
     steps = f"{count(num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens ({epochs:.3g} epochs)"
     return Started(
@@ -108,7 +110,7 @@ def head(
             ("model", f"{recipe.model.name} · {millions(total)} parameters · {learner.precision}{speed}"),
             ("data", f"{Path(source).name} · {num_rows}{test} rows{learnt}"),
             *((("numbers", unit),) if (unit := unit_line(learner.model)) else ()),
-            ("method", f"{recipe.method.summary()} · {cost.line()}"),
+            ("method", f"{recipe.method.summary()} · {cost.line()}{new_head}"),
             ("plan", f"{steps} · {layout}"),
             *((("cache", cache),) if (cache := frozen.line()) else ()),
             ("memory", memory),

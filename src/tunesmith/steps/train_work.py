@@ -56,8 +56,6 @@ class Work:
         recipe.method.check_task(objective.task)
         method = recipe.method
         recipe.train.optimizer.check_method(method.name, trains_base_weights=method.trains_base_weights)
-        method = recipe.method
-        recipe.train.optimizer.check_method(method.name, trains_base_weights=method.trains_base_weights)
         _require_trackers(recipe)
         if not data.validation:
             raise UserError(
@@ -108,6 +106,7 @@ class Work:
             objective=objective,
             precision=precision,
             packing=recipe.train.packing,
+            head_factor=1.0 if recipe.train.head_lr == "auto" else recipe.train.head_lr,
         )
         return Work(recipe, data, held_out, loaded, learner, rows, validation, max_length, before, emit)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from tunesmith.data.masking import masking_layout
 from tunesmith.kernels.fuse import fuse
 from tunesmith.kernels.packed_attention import why_not_packed
 from tunesmith.methods.base import Method
+from tunesmith.models.anatomy import head_modules
 from tunesmith.models.configuration import LABELLED
 from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
@@ -41,6 +42,8 @@ class Learner:
     """What frozen blocks give for rows that are read in several epochs."""
     padded_because: str = ""
     """Why rows are padded; empty where they are packed."""
+    head_factors: Mapping[str, float] = field(default_factory=dict)
+    """By what the learning rates of a new head's weights are multiplied, by name."""
 
     @staticmethod
     def make(
@@ -51,8 +54,11 @@ class Learner:
         objective: Objective,
         precision: Literal["bf16", "fp32"],
         packing: Literal["auto", "on", "off"],
+        head_factor: float = 1.0,
     ) -> Learner:
         """A learner for `model`, which is `loaded.model` with the method attached.
+
+        The weights of a new head learn `head_factor` times as fast.
 
         Raises:
             UserError: Packing is asked for and cannot be, with the reason.
@@ -70,14 +76,28 @@ class Learner:
                 where=loaded.name,
                 remedy="Set train.packing=auto; rows of like length then go together.",
             )
-        fuse(model, lambda: probe(model))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):  # a new head is fp32
+            fuse(model, lambda: probe(model))
         start = getattr(config, "decoder_start_token_id", None)
         words = masking_layout(loaded.tokenizer)
         layout = replace(words, is_packed=not reason, decoder_start_token_id=0 if start is None else start)
         likelihood = None
         if objective.task not in LABELLED:
             likelihood = Likelihood(model, is_causal=objective.task == "causal")
-        return Learner(model, method, objective, layout, device, precision, likelihood, padded_because=reason)
+        new_head: set[int] = set()
+        if loaded.has_new_head and objective.task in LABELLED:
+            new_head = {id(weight) for part in head_modules(model).values() for weight in part.parameters()}
+        return Learner(
+            model,
+            method,
+            objective,
+            layout,
+            device,
+            precision,
+            likelihood,
+            padded_because=reason,
+            head_factors={name: head_factor for name, weight in model.named_parameters() if id(weight) in new_head},
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Products in bf16 where the run uses it; weights that train stay in fp32."""

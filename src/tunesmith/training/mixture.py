@@ -101,7 +101,8 @@ class Mixture:
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
                     key = f"{task}.{name}" if name in found else name
-                    found[key] = (parameter, one.method.learning_rate_factor(name))
+                    factor = one.method.learning_rate_factor(name) * one.head_factors.get(name, 1.0)
+                    found[key] = (parameter, factor)
         return found
 
 
