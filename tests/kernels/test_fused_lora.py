@@ -183,7 +183,7 @@ def test_all_kernels_together_give_the_models_own_gradients_and_come_off_again()
     model = _adapted()
     plain = _gradients(model, ids)
     layers = model.config.num_hidden_layers
-    assert fuse(model, lambda: probe(model)) == Fused(7 * layers, layers, layers, 2 * layers + 1)
+    assert fuse(model, lambda: probe(model)) == Fused(7 * layers, layers, layers, 2 * layers + 1, layers)
     for mine, reference in zip(_gradients(model, ids), plain, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
     with plain_forwards(model):

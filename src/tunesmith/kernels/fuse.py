@@ -14,6 +14,7 @@ from torch import nn
 from tunesmith.kernels.fused_lora import fuse_lora_layers, fuse_shared_inputs
 from tunesmith.kernels.gated_mlp import fuse_gated_mlps
 from tunesmith.kernels.rms_norm import fuse_rms_norms
+from tunesmith.kernels.rotary import fuse_rotary
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Fused:
     num_shared_inputs: int
     num_gated_mlps: int
     num_rms_norms: int
+    num_rotary: int
 
 
 def fuse(model: nn.Module, run: Callable[[], object]) -> Fused:
@@ -33,6 +35,7 @@ def fuse(model: nn.Module, run: Callable[[], object]) -> Fused:
     """
     num_gated_mlps = fuse_gated_mlps(model)
     num_rms_norms = fuse_rms_norms(model)
+    num_rotary = fuse_rotary(model)
     num_lora = fuse_lora_layers(model)
     num_shared = fuse_shared_inputs(model, run) if num_lora else 0
-    return Fused(num_lora, num_shared, num_gated_mlps, num_rms_norms)
+    return Fused(num_lora, num_shared, num_gated_mlps, num_rms_norms, num_rotary)

@@ -165,9 +165,6 @@ def _shared_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if args or kwargs:
         plain: Tensor = own_forward(self, x, *args, **kwargs)
         return plain
-    if torch.compiler.is_compiling():  # a compiler sees the whole block, and no state between two layers
-        alone: Tensor = _lora_forward(self, x)
-        return alone
     together: _SharedInput = self.shared_input
     return together.output(self, x)
 
