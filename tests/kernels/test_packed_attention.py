@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from tunesmith.kernels import block_attention as module
-from tunesmith.kernels.block_attention import Attend, block_attention, kept
+from tunesmith.kernels import example_groups
+from tunesmith.kernels.block_attention import block_attention
+from tunesmith.kernels.example_groups import Attend, kept
 from tunesmith.kernels.packed_attention import (
     NAME,
     attending,
@@ -38,8 +40,11 @@ def small_blocks(monkeypatch):
     """Sets the block's size, so that short rows have several, and the longest example whose probabilities are kept."""
 
     def set_size(block: int, longest_kept: int = 1024) -> None:
-        monkeypatch.setattr(module, "BLOCK", block)
-        monkeypatch.setattr(module, "LONGEST_KEPT", longest_kept)
+        for one in (module, example_groups):
+            monkeypatch.setattr(one, "BLOCK", block)
+            monkeypatch.setattr(one, "LONGEST_KEPT", longest_kept)
+        monkeypatch.setattr(example_groups, "WHOLE_BLOCK", block)
+        monkeypatch.setattr(example_groups, "STEP", 1)
         module._later.cache_clear()
 
     yield set_size

@@ -13,7 +13,6 @@ S keys it sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,37 +20,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 128
-"""Queries at once: few enough to skip most of the upper triangle, enough to fill the matrix unit."""
-LONGEST_KEPT = 1024
-"""Keys; of longer examples the probabilities are computed again in the backward pass instead of kept."""
-UNLIMITED = -1
-"""A reach without an end, as in flash-attention's `window_size`."""
-_PARTS = 2**16
-"""A share of dropped probabilities is a whole number of these parts."""
+from tunesmith.kernels.example_groups import (
+    BLOCK,
+    LONGEST_KEPT,
+    Attend,
+    Block,
+    Span,
+    blocks,
+    gathered,
+    groups,
+    keys,
+    put_back,
+    queries,
+    room,
+    sizes,
+)
 
 _Random = np.random.Generator
-Block = tuple[int, int, int, int]
-"""First query, end of the queries, first key and end of the keys that these queries see together."""
-
-
-@dataclass(frozen=True)
-class Attend:
-    """What a query makes of the keys of its example.
-
-    Attributes:
-        scale: What products of queries and keys are multiplied by.
-        left: Keys before its own place that a query sees; -1 for all.
-        right: Keys after its own place that it sees; 0 for causal attention, -1 for all.
-        softcap: Gemma 2's cap c (arXiv:2408.00118, section 2): scores become c tanh(score / c); 0 for none.
-        dropout: The share of probabilities that is set to zero; the others grow by 1 / (1 - share).
-    """
-
-    scale: float
-    left: int = UNLIMITED
-    right: int = 0
-    softcap: float = 0.0
-    dropout: float = 0.0
+_PARTS = 2**15
+"""A share of dropped probabilities is a whole number of these parts."""
 
 
 def block_attention(
@@ -84,17 +71,6 @@ def block_attention(
     return output
 
 
-def kept(spans: Sequence[Sequence[int]], left: int = UNLIMITED, right: int = 0) -> int:
-    """The most probabilities per query head that are kept for the backward pass of such examples."""
-    attend = Attend(1.0, left, right)
-    return sum(
-        (last - first) * (high - low)
-        for _, first_query, end_query, first_key, end_key in spans
-        if end_key - first_key <= LONGEST_KEPT
-        for first, last, low, high in _blocks(end_query - first_query, end_key - first_key, attend)
-    )
-
-
 @torch.library.custom_op("tunesmith::block_attention", mutates_args=(), device_types="cpu")
 def _attention(  # noqa: PLR0913, PLR0917 - an operator takes tensors and plain numbers
     query: Tensor,
@@ -112,24 +88,26 @@ def _attention(  # noqa: PLR0913, PLR0917 - an operator takes tensors and plain 
 ) -> tuple[Tensor, Tensor]:
     """Output [B, T, H, D], and the kept probabilities of all blocks one after the other; dropped ones are negative."""
     batch, heads, length, _ = query.shape
-    width, key_heads = value.shape[3], key.shape[1]
+    width = value.shape[3]
     attend = Attend(scale, left, right, softcap, dropout)
     output = value.new_empty(batch, length, heads, width)
     if _num_queries(spans) < batch * length:
         output.zero_()
-    room = _Room(query.new_empty(heads * num_kept))
-    for number, (row, first, end, low, high) in enumerate(spans.tolist()):
-        one = _Example(query[row, :, first:end], key[row, :, low:high], value[row, :, low:high], attend, sinks)
-        into = _grouped(output[row, first:end].transpose(0, 1), key_heads)
+    store = _Store(query.new_empty(heads * num_kept))
+    for number, group in enumerate(groups(spans.tolist())):
+        some = _Group(group, query, key, value, attend, sinks)
         random = _random(seed, number)
-        for block in one.blocks():
-            probabilities = one.probabilities_of(one.scores(block), block, room.take(one, block))
+        together = room(output.transpose(1, 2), queries(group), some.query.shape[2])
+        results = some.by_key_head(together)
+        for block in some.blocks():
+            probabilities = some.probabilities_of(some.scores(block), block, store.take(some, block))
             seen = probabilities if random is None else _drop_(probabilities, dropout, random).relu()
-            result = seen @ one.value[:, block[2] : block[3]]
-            into[:, :, block[0] : block[1]] = result.view(key_heads, -1, block[1] - block[0], width)
+            result = seen @ some.value[:, block[2] : block[3]]
+            results[:, :, block[0] : block[1]] = result.view(*results.shape[:2], -1, width)
+        put_back(together, output.transpose(1, 2), queries(group))
     if dropout:
         output *= 1 / (1 - dropout)
-    return output, room.buffer
+    return output, store.buffer
 
 
 @_attention.register_fake
@@ -157,18 +135,20 @@ def _attention_backward(  # noqa: PLR0913, PLR0917
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, values and sinks (empty where there are none)."""
     attend = Attend(scale, left, right, softcap, dropout)
-    key_heads = key.shape[1]
     grads = [_like(states) for states in (query, key, value)]
     if _num_queries(spans) < query.shape[0] * query.shape[2] or _num_keys(spans) < key.shape[0] * key.shape[2]:
         for grad in grads:
             grad.zero_()
     grad_sinks = query.new_zeros(0 if sinks is None else sinks.shape[0], dtype=torch.float32)
-    room = _Room(probabilities)
-    for number, (row, first, end, low, high) in enumerate(spans.tolist()):
-        one = _Example(query[row, :, first:end], key[row, :, low:high], value[row, :, low:high], attend, sinks)
-        into = [grads[0][row, :, first:end], grads[1][row, :, low:high], grads[2][row, :, low:high]]
-        above = _grouped(upstream[row, first:end].transpose(0, 1), key_heads)
-        one.backward(above, into, grad_sinks, room, _random(seed, number))
+    store = _Store(probabilities)
+    for number, group in enumerate(groups(spans.tolist())):
+        some = _Group(group, query, key, value, attend, sinks)
+        above = gathered(upstream.transpose(1, 2), queries(group), some.query.shape[2])
+        places = (queries(group), keys(group), keys(group))
+        together = [room(grads[i], places[i], some.lengths()[i]) for i in range(3)]
+        some.backward(some.by_key_head(above), together, grad_sinks, store, _random(seed, number))
+        for one, grad, place in zip(together, grads, places, strict=True):
+            put_back(one, grad, place)
     return grads[0], grads[1], grads[2], grad_sinks
 
 
@@ -197,17 +177,43 @@ def _backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tuple[Any, ...
 _attention.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-class _Example:
-    """The states of one example, and its probabilities block by block."""
+class _Group:
+    """Examples of like length, padded to the longest, and their probabilities block by block.
 
-    def __init__(self, query_HTD: Tensor, key: Tensor, value: Tensor, attend: Attend, sinks_H: Tensor | None) -> None:
-        self.query = _grouped(query_HTD, key.shape[0])
-        self.key, self.value, self.attend = key, value, attend
-        self.sinks = None if sinks_H is None else sinks_H.view(key.shape[0], -1, 1, 1)
+    The key heads K of all of them stand for one another: n examples have n x K.
+    """
+
+    def __init__(
+        self, spans: Sequence[Span], query: Tensor, key: Tensor, value: Tensor, attend: Attend, sinks: Tensor | None
+    ) -> None:
+        num_queries, num_keys = sizes(spans)
+        heads, key_heads = query.shape[1], key.shape[1]
+        self.attend, self.num_examples = attend, len(spans)
+        self.shape_KG = (len(spans) * key_heads, heads // key_heads)
+        together = gathered(query, queries(spans), num_queries)
+        scaled = torch.mul(together, attend.scale, out=query.new_empty(together.shape))
+        self.query = self.by_key_head(scaled)
+        self.key = gathered(key, keys(spans), num_keys).contiguous().flatten(0, 1)  # strided, products take longer
+        self.value = gathered(value, keys(spans), num_keys).flatten(0, 1)
+        self.sinks = None if sinks is None else sinks.repeat(len(spans)).view(*self.shape_KG, 1, 1)
+        self.hidden = None
+        if attend.right != 0 and any(end - first < num_keys for _, first, end in keys(spans)):
+            lengths = torch.tensor([end - first for _, first, end in keys(spans)])
+            is_padding = torch.arange(num_keys)[None] >= lengths[:, None]
+            lowest = torch.finfo(query.dtype).min / 2  # not -inf: a padded query may see padding only
+            self.hidden = torch.zeros(is_padding.shape, dtype=query.dtype).masked_fill_(is_padding, lowest)
+
+    def by_key_head(self, states_BHTD: Tensor) -> Tensor:
+        """States of queries with those that share a key head together: [K, G, T, D]."""
+        return states_BHTD.view(*self.shape_KG, *states_BHTD.shape[2:])
+
+    def lengths(self) -> tuple[int, int, int]:
+        """Tokens of queries, keys and values."""
+        return self.query.shape[2], self.key.shape[1], self.key.shape[1]
 
     def blocks(self) -> list[Block]:
         """Blocks of queries with the keys they see."""
-        return _blocks(self.query.shape[2], self.key.shape[1], self.attend)
+        return blocks(self.query.shape[2], self.key.shape[1], self.attend)
 
     def shape(self, block: Block) -> tuple[int, int, int]:
         """The shape of a block's probabilities, [K, G x Q, S]."""
@@ -217,13 +223,16 @@ class _Example:
     def scores(self, block: Block) -> Tensor:
         """Scores before the mask, [K, G x Q, S]."""
         first, last, low, high = block
-        scores = (_rows(self.query, first, last) * self.attend.scale) @ self.key[:, low:high].transpose(-1, -2)
+        scores = _rows(self.query, first, last) @ self.key[:, low:high].transpose(-1, -2)
         cap = self.attend.softcap
         return scores.div_(cap).tanh_().mul_(cap) if cap else scores
 
     def probabilities_of(self, scores: Tensor, block: Block, out: Tensor | None = None) -> Tensor:
         """What each query of a block gives each key it sees, [K, G x Q, S]; the scores are used up."""
         _hide_(scores.view(-1, block[1] - block[0], block[3] - block[2]), block, self.attend)
+        if self.hidden is not None:
+            by_example = scores.view(self.num_examples, -1, scores.shape[2])
+            by_example += self.hidden[:, None, block[2] : block[3]]
         if self.sinks is None:
             return torch.softmax(scores, -1, out=out)
         sinks = self.sinks.expand(-1, -1, block[1] - block[0], 1).reshape(*scores.shape[:2], 1)
@@ -231,15 +240,15 @@ class _Example:
         return probabilities if out is None else out.copy_(probabilities)
 
     def backward(
-        self, above: Tensor, grads: Sequence[Tensor], grad_sinks: Tensor, room: _Room, random: _Random | None
+        self, above: Tensor, into: Sequence[Tensor], grad_sinks: Tensor, store: _Store, random: _Random | None
     ) -> None:
-        """Write the gradients of queries, keys and values [heads, T, D]; add the sinks' [H]."""
-        attend, blocks = self.attend, self.blocks()
-        into_query = _grouped(grads[0], self.query.shape[0])
-        into_key, into_value = (_Sum(grad, len(blocks)) for grad in grads[1:])
-        for block in blocks:
+        """Write the gradients of queries, keys and values [n, heads, T, D]; add the sinks' [H]."""
+        attend, parts = self.attend, self.blocks()
+        grad_queries = self.by_key_head(into[0])
+        into_key, into_value = (_Sum(one.flatten(0, 1), len(parts)) for one in into[1:])
+        for block in parts:
             first, last, low, high = block
-            kept_ones = room.take(self, block)
+            kept_ones = store.take(self, block)
             slope = None
             if kept_ones is None:
                 scores = self.scores(block)
@@ -251,19 +260,19 @@ class _Example:
             if random is not None:
                 given = given * (1 / (1 - attend.dropout))
             grad_probabilities = given @ self.value[:, low:high].transpose(-1, -2)
-            seen = kept_ones if random is None else kept_ones.relu()
-            into_value.add(seen.transpose(-1, -2) @ given, low, high)
+            seen = kept_ones
             if random is not None:
-                grad_probabilities *= kept_ones > 0
-                kept_ones = kept_ones.abs()
+                seen, grad_probabilities, kept_ones = _without_dropped(kept_ones, grad_probabilities)
+            into_value.add(seen.transpose(-1, -2) @ given, low, high)
             grad_scores = torch._softmax_backward_data(grad_probabilities, kept_ones, -1, self.query.dtype)
             if grad_sinks.shape[0]:  # what a sink's score gains, all others lose
-                grad_sinks -= grad_scores.view(*self.query.shape[:2], -1).sum(-1, dtype=torch.float32).flatten()
+                by_head = grad_scores.view(self.num_examples, grad_sinks.shape[0], -1)
+                grad_sinks -= by_head.sum((0, 2), dtype=torch.float32)
             if slope is not None:
                 grad_scores *= slope
             grad_query = (grad_scores @ self.key[:, low:high]).mul_(attend.scale)
-            into_query[:, :, first:last] = grad_query.view(into_query[:, :, first:last].shape)
-            into_key.add(grad_scores.transpose(-1, -2) @ (_rows(self.query, first, last) * attend.scale), low, high)
+            grad_queries[:, :, first:last] = grad_query.view(*self.query.shape[:2], last - first, -1)
+            into_key.add(grad_scores.transpose(-1, -2) @ _rows(self.query, first, last), low, high)
         into_key.finish()
         into_value.finish()
 
@@ -289,35 +298,20 @@ class _Sum:
             self.grad.copy_(self.total)
 
 
-class _Room:
+class _Store:
     """One buffer for the kept probabilities of all blocks, in order."""
 
     def __init__(self, buffer: Tensor) -> None:
         self.buffer = buffer
         self.taken = 0
 
-    def take(self, example: _Example, block: Block) -> Tensor | None:
+    def take(self, group: _Group, block: Block) -> Tensor | None:
         """The place of the next block's probabilities; None where they are not kept."""
-        if not self.buffer.numel() or example.key.shape[1] > LONGEST_KEPT:
+        if not self.buffer.numel() or group.key.shape[1] > LONGEST_KEPT:
             return None
-        shape = example.shape(block)
+        shape = group.shape(block)
         first, self.taken = self.taken, self.taken + shape[0] * shape[1] * shape[2]
         return self.buffer[first : self.taken].view(shape)
-
-
-def _blocks(num_queries: int, num_keys: int, attend: Attend) -> list[Block]:
-    left, right = attend.left, attend.right
-    bounds = [(first, min(first + BLOCK, num_queries)) for first in range(0, num_queries, BLOCK)]
-    return [
-        (first, last, max(0, first - left) if left >= 0 else 0, min(num_keys, last + right) if right >= 0 else num_keys)
-        for first, last in bounds
-    ]
-
-
-def _grouped(states_HTD: Tensor, key_heads: int) -> Tensor:
-    """The heads by the key head that they share: [K, G, T, D]."""
-    heads, length, width = states_HTD.shape
-    return states_HTD.view(key_heads, heads // key_heads, length, width)
 
 
 def _rows(states_KGTD: Tensor, first: int, last: int) -> Tensor:
@@ -338,7 +332,7 @@ def _hide_(scores_QS: Tensor, block: Block, attend: Attend) -> None:
 @cache
 def _later(dtype: torch.dtype) -> Tensor:
     """-inf where a column's number is above its row's, 0 elsewhere."""
-    return torch.full((BLOCK, BLOCK), float("-inf"), dtype=dtype).triu(1)
+    return torch.full((2 * BLOCK, 2 * BLOCK), float("-inf"), dtype=dtype).triu(1)
 
 
 def _random(seed: Tensor | None, number: int) -> _Random | None:
@@ -347,11 +341,26 @@ def _random(seed: Tensor | None, number: int) -> _Random | None:
 
 
 def _drop_(probabilities: Tensor, share: float, random: _Random) -> Tensor:
-    """Make a random share of probabilities negative."""
+    """Make a random share of probabilities negative, by their sign bits."""
     count = probabilities.numel()
     drawn = torch.from_numpy(random.bit_generator.random_raw(-(-count // 4)).view(np.int16)[:count])
-    is_dropped = drawn < round(share * _PARTS) - _PARTS // 2
-    return probabilities.mul_(1 - 2 * is_dropped.view(probabilities.shape).to(probabilities.dtype))
+    signs = drawn.bitwise_and_(_PARTS - 1).sub_(round(share * _PARTS)).bitwise_and_(-_PARTS)  # -2^15 where below
+    bits = _bits(probabilities)
+    wide = signs if bits.dtype == torch.int16 else signs.to(bits.dtype) << (8 * bits.itemsize - 16)
+    bits.bitwise_or_(wide.view(bits.shape))
+    return probabilities
+
+
+def _without_dropped(probabilities: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities and their gradients with zeros where dropped, and the probabilities as they were before."""
+    bits = _bits(probabilities)
+    is_kept = bits.bitwise_right_shift(8 * bits.itemsize - 1).bitwise_not_()  # all bits, or none
+    _bits(gradients).bitwise_and_(is_kept)
+    return is_kept.bitwise_and_(bits).view(probabilities.dtype), gradients, probabilities.abs()
+
+
+def _bits(numbers: Tensor) -> Tensor:
+    return numbers.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[numbers.itemsize])
 
 
 def _like(states_BHTD: Tensor) -> Tensor:

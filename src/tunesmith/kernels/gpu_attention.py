@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunesmith.kernels.block_attention import Attend
+from tunesmith.kernels.example_groups import Attend
 from tunesmith.kernels.visible import Visible
 
 

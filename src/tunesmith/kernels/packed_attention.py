@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tunesmith.kernels.block_attention import Attend, block_attention
+from tunesmith.kernels.block_attention import block_attention
+from tunesmith.kernels.example_groups import Attend
 from tunesmith.kernels.gpu_attention import gpu_attention
 from tunesmith.kernels.visible import Visible, borders, is_packing, visible_mask
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import sdpa_mask
 
-from tunesmith.kernels.block_attention import UNLIMITED, kept
+from tunesmith.kernels.example_groups import UNLIMITED, kept
 
 Spans = list[tuple[int, int, int, int, int]]
 """Of each example its row, first query, end of its queries, first key and end of its keys."""
