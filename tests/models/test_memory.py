@@ -19,11 +19,13 @@ from tunesmith.models.memory import Shrinking, attempt, free_memory_bytes, is_ou
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError("std::bad_alloc"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_memory_faults_are_told_from_others(fault):
     assert is_out_of_memory(fault)
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a matmul primitive"))
 
 
 def test_batches_halve_where_memory_runs_out_and_stay_so():

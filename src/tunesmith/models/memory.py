@@ -25,6 +25,9 @@ _CGROUPS = (
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
 """Limit and use of the container, in version 2 and 1 of control groups."""
+_WORDS = ("can't allocate memory", "not enough memory", "could not create a memory")
+_PRIMITIVE = "could not create a primitive"
+"""All that oneDNN says when it has no room for its work (met with `ulimit -v`); with more words it is another fault."""
 
 
 def free_memory_bytes(device: torch.device) -> int:
@@ -41,7 +44,7 @@ def is_out_of_memory(fault: BaseException) -> bool:
     if isinstance(fault, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(fault).lower() if isinstance(fault, RuntimeError) else ""
-    return any(words in text for words in ("can't allocate memory", "not enough memory", "could not create a memory"))
+    return any(words in text for words in _WORDS) or text.strip() == _PRIMITIVE
 
 
 def let_go() -> None:

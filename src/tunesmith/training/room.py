@@ -28,7 +28,7 @@ from tunesmith.training.recompute import RandomState, choose_recompute, recomput
 T = TypeVar("T")
 Rowset = tuple[int, ...]
 SMALL = 512
-"""Tokens of a micro-batch below which halving it costs more than computing blocks again (docs/log.md)."""
+"""Least tokens of a micro-batch; a smaller one costs more time than computing all blocks again (docs/log.md)."""
 TRIED_STEPS = 16
 """Steps among whose micro-batches the largest is looked for."""
 
@@ -140,7 +140,7 @@ class Room:
         can_halve = any(len(group) > 1 for group in groups)
         is_open = self.settings.recompute == "auto" and state.num_recomputed < self.num_blocks
         state.times_out_of_memory += 1
-        if can_halve and (largest > SMALL or not is_open):
+        if can_halve and (largest >= 2 * SMALL or not is_open):
             state.micro_tokens = max(1, min(state.micro_tokens, largest) // 2)
             text = f"memory ran out: from now on {state.micro_tokens} tokens at once; steps stay the same"
         elif is_open:
