@@ -22,24 +22,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tunesmith.api import compare, evaluate, register, run, serve, train, train_seeds
+    from tunesmith.api import compare, evaluate, plan, register, run, serve, train, train_seeds
     from tunesmith.api_search import lr_range, search
     from tunesmith.core.errors import GateError, TunesmithError, UserError
-    from tunesmith.nouns import Data, Model, Report, Run, Search, Seeds, Server, Version
+    from tunesmith.nouns import Data, Model, Plan, Report, Run, Search, Seeds, Server, Version
 
     data: _DataPackage
     models: _ModelsPackage
 
 _PLACES = {
-    **dict.fromkeys(("train", "run", "evaluate", "compare", "register", "serve", "train_seeds"), "tunesmith.api"),
+    **dict.fromkeys(
+        ("plan", "train", "run", "evaluate", "compare", "register", "serve", "train_seeds"), "tunesmith.api"
+    ),
     **dict.fromkeys(("search", "lr_range"), "tunesmith.api_search"),
-    **dict.fromkeys(("Data", "Run", "Report", "Model", "Version", "Search", "Seeds", "Server"), "tunesmith.nouns"),
+    **dict.fromkeys(
+        ("Data", "Plan", "Run", "Report", "Model", "Version", "Search", "Seeds", "Server"), "tunesmith.nouns"
+    ),
     **dict.fromkeys(("GateError", "TunesmithError", "UserError"), "tunesmith.core.errors"),
 }
 __all__ = [
     "Data",
     "GateError",
     "Model",
+    "Plan",
     "Report",
     "Run",
     "Search",
@@ -53,6 +58,7 @@ __all__ = [
     "evaluate",
     "lr_range",
     "models",
+    "plan",
     "register",
     "run",
     "search",

@@ -16,7 +16,7 @@ from tunesmith.core.home import Home
 from tunesmith.core.plugins import Plugin, find, names
 from tunesmith.core.run import RunFolder
 from tunesmith.core.settings import Settings, validate
-from tunesmith.nouns import Data, Report, Rows, Run, Seeds, Server, Version
+from tunesmith.nouns import Data, Plan, Report, Rows, Run, Seeds, Server, Version
 from tunesmith.recipe import (
     DataSettings,
     GenerateSettings,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tunesmith.steps.merge import Merged
     from tunesmith.steps.models import Promotion, Rollback
 
-__all__ = ["compare", "data", "evaluate", "register", "run", "serve", "train", "train_seeds"]
+__all__ = ["compare", "data", "evaluate", "plan", "register", "run", "serve", "train", "train_seeds"]
 
 Place = str | Path | None
 RECIPES = (".yaml", ".yml")
@@ -66,6 +66,30 @@ def make_data(settings: Mapping[str, Any], seed: int) -> Data:
 
     chosen = validate(DataSettings, settings, place="data")
     return Data(chosen, load_data(chosen, seed=seed), seed)
+
+
+def plan(
+    model: str | Path | Recipe,
+    data: Any = None,
+    *,
+    machine: str = "",
+    method: str | Mapping[str, Any] | Plugin = "",
+    objective: str | Mapping[str, Any] | Plugin = "",
+    home: Place = None,
+    **settings: Any,
+) -> Plan:
+    """Memory and time of what `train` would do with the same arguments, before anything is loaded.
+
+    `machine` is another machine's name, such as "h100" or "a100x8".
+
+    Raises:
+        UserError: As `tunesmith plan` would say it.
+    """
+    from tunesmith.steps.plan import plan as run_step
+
+    recipe = make_training(model, data, method=method, objective=objective, **settings)
+    with _reporter() as emit:
+        return Plan.of_step(run_step(recipe, machine=machine, emit=emit, runs=_home(home).runs))
 
 
 def train(

@@ -59,10 +59,9 @@ def device_named(text: str) -> tuple[Device, int]:
     Raises:
         UserError: There is no such device in the table.
     """
-    found = re.fullmatch(r"(.+?)(?:x(\d+))?", text.strip().lower().replace("_", "-"))
-    name, number = (found.group(1), int(found.group(2) or 1)) if found else (text, 1)
-    if name not in DEVICES and "x" in name and name.rpartition("x")[0] in DEVICES:
-        raise UserError(f'"{text}" is no number of devices.', code="bad_machine", remedy="For example: h100x8.")
+    name, number = text.strip().lower().replace("_", "-"), 1
+    if name not in DEVICES and (found := re.fullmatch(r"(.+)x(\d+)", name)):  # the name itself may hold an x
+        name, number = found.group(1), int(found.group(2))
     if name not in DEVICES:
         raise unknown_name("machine", name, DEVICES)
     if number < 1:

@@ -34,7 +34,7 @@ def random_model(
     Raises:
         UserError: `model_type` is missing or unknown, a key has no effect, or the sizes do not fit together.
     """
-    config = _make_config(values, tokenizer)
+    config = make_config(values, tokenizer)
     place = f"model.config ({values['model_type']})"
     check_task(config, task, place)
     check_vocabulary(config, tokenizer, place)
@@ -70,7 +70,12 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _make_config(values: Mapping[str, Any], tokenizer: Any) -> Any:
+def make_config(values: Mapping[str, Any], tokenizer: Any) -> Any:
+    """The transformers configuration of `model.config`; what it leaves out about tokens comes from the tokenizer.
+
+    Raises:
+        UserError: `model_type` is missing or unknown, or a key has no effect.
+    """
     kind = values.get("model_type")
     if not isinstance(kind, str):
         remedy = "Set it, for example: {model_type: llama, hidden_size: 256, …}."

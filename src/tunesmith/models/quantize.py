@@ -24,8 +24,10 @@ from tunesmith.models.quiet import quiet
 Quantize = Literal["none", "8bit", "4bit"]
 
 
-def check_quantize(kind: Quantize, method: Method | None, *, trains_base_weights: bool) -> None:
-    """Refuse what cannot train on a quantised base, before any weight is loaded.
+def check_quantize(
+    kind: Quantize, method: Method | None, *, trains_base_weights: bool, needs_library: bool = True
+) -> None:
+    """Refuse what cannot train on a quantised base, before any weight is loaded; a plan does not need the library.
 
     Raises:
         UserError: The method changes, saves or needs the base's own weights, or the library is not installed.
@@ -41,7 +43,7 @@ def check_quantize(kind: Quantize, method: Method | None, *, trains_base_weights
         )
     if method is not None:
         method.check_quantized(int(kind[0]))
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if needs_library and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"`model.quantize: {kind}` needs bitsandbytes, which is not installed.",
             code="not_installed",

@@ -12,6 +12,7 @@ from tunesmith.core.events import silent
 from tunesmith.core.home import Home
 from tunesmith.core.quantities import number
 from tunesmith.core.run import RunFolder
+from tunesmith.nouns.plan import Plan
 from tunesmith.nouns.scores import frame, score_interval
 from tunesmith.reporters.notebook import html_table, html_text, loss_curve
 
@@ -91,6 +92,13 @@ class Run:
         from tunesmith.api import merge
 
         return merge(self, folder, precision=precision)
+
+    @property
+    def plan(self) -> Plan:
+        """What its recipe takes on this machine, told anew; what it took is in `report`."""
+        from tunesmith.api import plan
+
+        return plan(self.recipe, home=self.home.path)
 
     def resume(self) -> Run:
         """Go on where it was stopped, bit for bit."""

@@ -30,7 +30,7 @@ from tunesmith.training.learner import Learner
 
 _VALUES = "_tunesmith_values"
 """The attribute of a fake tensor of whole numbers that holds what they are."""
-_MOST_FOLLOWED, _FEW = 2**22, 64
+_MOST_FOLLOWED, _FEW = 2**22, 2**14
 """Whole numbers, and others, up to which they are followed."""
 _READING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 _BLOCKS = torch.ops.tunesmith.block_attention
@@ -73,6 +73,8 @@ class BlockKind:
 
     number: int
     each: Work
+    is_frozen: bool = False
+    """Whether nothing trains in them or before them, so that they give a row the same in every epoch."""
 
 
 @dataclass(frozen=True)
@@ -92,41 +94,44 @@ class Trace:
 
 
 def trace(learner: Learner, rows: Sequence[Features]) -> Trace:
-    """The cost of these rows as one micro-batch of a learner whose model may be on torch's meta device.
-
-    The model is in the method's training mode; it is used up.
-    """
-    counter = _Counter(learner, rows)
-    kinds = counter.kinds()
-    first = [members[0] for members in kinds]
-    base = counter.run(first)
-    found = []
-    for members in kinds:
-        if len(members) == 1:
-            found.append(BlockKind(1, _nothing()))  # it is in the base already, and cannot be told from the outside
-            continue
-        more = counter.run(sorted([*first, members[1]]))
-        found.append(BlockKind(len(members), more.plus(base, -1.0)))
-    outside = base
-    for kind in found:
-        if kind.number > 1:
-            outside = outside.plus(kind.each, -1.0)
-    return Trace(outside, tuple(found))
+    """The cost of these rows as one micro-batch of a learner; see `Tracer`."""
+    return Tracer(learner).trace(rows)
 
 
 def _nothing() -> Work:
     return Work(*[0.0] * len(fields(Work)))
 
 
-class _Counter:
-    """A model with fake weights that can be run with a few of its blocks."""
+class Tracer:
+    """Tells the cost of micro-batches on a learner whose model may be on torch's meta device.
 
-    def __init__(self, learner: Learner, rows: Sequence[Features]) -> None:
-        self.learner, self.rows, self.model = learner, rows, learner.model
+    The model is in the method's training mode; it is used up: its weights are fake from here on.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.model = learner, learner.model
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.lists = _block_lists(self.model)
         self.blocks = [(where, block) for where, (_, _, held) in enumerate(self.lists) for block in held]
         _make_fake(self.model, self.mode)
+
+    def trace(self, rows: Sequence[Features]) -> Trace:
+        """The cost of these rows as one micro-batch, by kinds of blocks."""
+        kinds = self.kinds()
+        first = [members[0] for members in kinds]
+        base = outside = self.run(first, rows)
+        found = []
+        for members in kinds:
+            each = _nothing()  # a block of its own kind is in the base already, and cannot be told from the outside
+            if len(members) > 1:
+                each = self.run(sorted([*first, members[1]]), rows).plus(base, -1.0)
+                outside = outside.plus(each, -1.0)
+            found.append(BlockKind(len(members), each, self.is_frozen(members[0])))
+        return Trace(outside, tuple(found))
+
+    def whole(self, rows: Sequence[Features]) -> Work:
+        """The cost of these rows with every block really gone through."""
+        return self.run(range(len(self.blocks)), rows)
 
     def kinds(self) -> list[list[int]]:
         """The numbers of blocks that are alike, kind by kind."""
@@ -138,22 +143,22 @@ class _Counter:
             found.setdefault(key, []).append(number)
         return list(found.values())
 
-    def run(self, kept: Sequence[int]) -> Work:
+    def run(self, kept: Sequence[int], rows: Sequence[Features]) -> Work:
         """The cost with only these blocks in place."""
         _forget_caches()
         with self._only(kept), quiet():
             try:
                 with self.mode:
-                    return self._forward_and_backward()
+                    return self._forward_and_backward(rows)
             finally:
                 self.model.zero_grad(set_to_none=True)
                 _forget_caches()
 
-    def _forward_and_backward(self) -> Work:
+    def _forward_and_backward(self, rows: Sequence[Features]) -> Work:
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        ledger = _Ledger([row.num_tokens for row in self.rows])
+        ledger = _Ledger([row.num_tokens for row in rows])
         ledger.take_for_granted(self.model)
         entered: list[float] = []
 
@@ -165,7 +170,7 @@ class _Counter:
         handles = [block.register_forward_pre_hook(enter) for _, block in self.blocks]
         try:
             with ledger:
-                loss, _ = self.learner.loss(self.learner.batch(self.rows))
+                loss, _ = self.learner.loss(self.learner.batch(rows))
                 kept, forward_flops = ledger.live, ledger.flops
                 loss.backward()  # type: ignore[no-untyped-call]
         finally:
@@ -175,6 +180,10 @@ class _Counter:
         transient = max(0.0, above - kept)
         counts = (ledger.flops, ledger.moved, ledger.operations, forward_flops)
         return Work(kept, transient, below, sum(entered), *counts)
+
+    def is_frozen(self, number: int) -> bool:
+        """Whether nothing trains in a block or below it."""
+        return not any(self._trains(before) for before in range(number + 1))
 
     def _trains(self, number: int) -> bool:
         return any(parameter.requires_grad for parameter in self.blocks[number][1].parameters())

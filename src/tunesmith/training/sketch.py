@@ -1,0 +1,120 @@
+"""A learner whose model has shapes and no weights: what a plan is told from, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tunesmith.core.errors import UserError
+from tunesmith.data.masking import masking_layout
+from tunesmith.kernels.fused_lora import fuse_lora_layers
+from tunesmith.kernels.packed_attention import NAME
+from tunesmith.methods.base import Method
+from tunesmith.models.configuration import LABELLED, NUMBER, check_task, set_labels
+from tunesmith.models.fresh import seeded
+from tunesmith.models.logprobs import Likelihood
+from tunesmith.models.opened import auto_class
+from tunesmith.models.quantize import Quantize, check_quantize
+from tunesmith.models.quiet import quiet
+from tunesmith.objectives.base import Objective
+from tunesmith.training.learner import Learner
+
+MOST_BUILT = 300_000_000
+"""Parameters up to which random weights are really made for a method that begins from the weights themselves."""
+
+
+def sketch(  # noqa: PLR0913 - everything that decides what a learner costs
+    config: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    method: Method,
+    objective: Objective,
+    labels: Sequence[str],
+    precision: Literal["bf16", "fp32"],
+    packing: Literal["auto", "on", "off"] = "auto",
+    quantize: Quantize = "none",
+    is_cuda: bool = False,
+    is_real: bool = False,
+) -> Learner:
+    """The learner that a training of this configuration would have, with the method attached.
+
+    Its model is on torch's meta device; with `is_real` it has random weights.
+
+    Raises:
+        UserError: The task, the method or the base's bits do not go together, as the training would say it.
+    """
+    task = objective.task
+    method.check_task(task)
+    check_quantize(quantize, method, trains_base_weights=method.trains_base_weights, needs_library=False)
+    check_task(config, task, name)
+    method.check_model(config, task)
+    if task in LABELLED:
+        names = (NUMBER,) if objective.problem == "regression" else tuple(labels)
+        set_labels(config, names, tokenizer, objective.problem, task)
+    dtype = torch.bfloat16 if precision == "bf16" and not method.trains_base_weights else torch.float32
+    model = _attached(config, method, task, dtype, name, is_real=is_real)
+    method.set_training(model)
+    if quantize == "none":
+        fuse_lora_layers(model)
+    reason = _why_padded(model, objective, packing)
+    if not is_cuda and (not reason or _has_own_attention(model)):
+        model.config._attn_implementation = NAME
+    start = getattr(config, "decoder_start_token_id", None)
+    layout = replace(
+        masking_layout(tokenizer), is_packed=not reason, decoder_start_token_id=0 if start is None else start
+    )
+    likelihood = None if task in LABELLED else _Told(model, is_causal=task == "causal")
+    cpu = torch.device("cpu")
+    return Learner(model, method, objective, layout, cpu, precision, likelihood, padded_because=reason)
+
+
+class _Told(Likelihood):
+    """The likelihood of a model without weights, whose logits cannot be compared: its head is believed."""
+
+    def _is_head_last(self) -> bool:
+        return True
+
+
+def _attached(config: Any, method: Method, task: Any, dtype: torch.dtype, name: str, *, is_real: bool) -> Any:
+    with quiet(), torch.device("meta"):
+        model = auto_class(task).from_config(config, dtype=dtype)
+        model.name_or_path = name
+    number = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        if not is_real:
+            return method.attach(model)
+    except (NotImplementedError, RuntimeError) as fault:
+        if number > MOST_BUILT:
+            raise UserError(
+                f"{method.name} begins from the weights themselves, which are not read for a plan.",
+                code="needs_weights",
+                where=name,
+                remedy="Plan another start of the method, or another method of its size.",
+            ) from fault
+    with quiet(), seeded(1):
+        model = auto_class(task).from_config(config, dtype=dtype)
+        model.name_or_path = name
+    return method.attach(model)
+
+
+def _why_padded(model: nn.Module, objective: Objective, packing: str) -> str:
+    """As the learner would say it; whether the architecture takes borders is told by transformers here, not tried."""
+    if objective.task != "causal":
+        return "only decoders that write text are packed"
+    if packing == "off":
+        return "train.packing is off"
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        return "virtual tokens stand before every row"
+    return "" if _has_own_attention(model) else "the model's attention takes no borders between examples"
+
+
+def _has_own_attention(model: Any) -> bool:
+    """Whether the model's attention can be replaced at all."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(getattr(whole, "_supports_attention_backend", False))

@@ -1,0 +1,127 @@
+"""What a plan says before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunesmith.core.errors import UserError
+from tunesmith.models.tiny import write_tiny
+from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.steps.plan import Plan, plan
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"what is {n}?"},
+                {"role": "assistant", "content": "the machine " * (n % 7 + 1)},
+            ]
+        }
+        for n in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    write_tiny(tmp_path / "model", "llama")
+    for weights in (tmp_path / "model").glob("*.safetensors"):
+        weights.unlink()  # a configuration and a tokenizer are enough
+    return tmp_path
+
+
+def recipe(folder: Path, model: str = "", **sections: Any) -> Recipe:
+    train = {"tokens_per_step": 512, "micro_tokens": 256, "epochs": 2, **sections.pop("train", {})}
+    data = {"source": str(folder / "rows.jsonl")}
+    name = model or str(folder / "model")
+    return make_recipe({"model": name, "data": data, "train": train, "evaluate": "perplexity", **sections})
+
+
+def planned(given: Recipe, **others: Any) -> Plan:
+    return plan(given, **{"has_alternatives": False, **others})
+
+
+def test_a_folder_without_weights_is_planned(folder: Path) -> None:
+    found = planned(recipe(folder))
+    assert found.fits
+    assert found.sentence.startswith("It fits: peak ")
+    assert found.estimate.is_packed
+    assert found.estimate.is_probed
+    assert 0 < found.peak_bytes < found.target.memory_bytes
+    told = found.to_dict()
+    assert json.loads(json.dumps(told)) == told
+    assert told["steps"] == found.estimate.layout.num_steps > 1
+
+
+def test_weights_gradients_and_optimizer_are_exact(folder: Path) -> None:
+    from tunesmith.models.tiny import tiny
+
+    for method in ("full", {"name": "lora", "rank": 4}):
+        given = recipe(folder, method=method)
+        found = planned(given, machine="h100")
+        base, _ = tiny("llama", "causal")
+        frozen = found.estimate.precision == "bf16" and method != "full"
+        model = given.method.attach(base.to(torch.bfloat16 if frozen else torch.float32))
+        trained = [one for one in model.parameters() if one.requires_grad]
+        for one in trained:
+            one.grad = torch.zeros_like(one)
+        optimizer = torch.optim.AdamW(trained, fused=True)
+        optimizer.step()
+        state = [value for held in optimizer.state.values() for value in held.values()]
+        sizes = found.estimate.sizes
+        assert sizes.trainable == sum(one.numel() for one in trained)
+        assert sizes.weight_bytes == sum(one.nbytes for one in model.parameters())
+        assert sizes.trained_bytes == sum(one.grad.nbytes for one in trained if one.grad is not None)
+        assert sizes.optimizer_bytes == sum(value.nbytes for value in state)
+
+
+def test_a_published_model_that_is_not_here_is_planned_on_another_machine(folder: Path) -> None:
+    given = recipe(folder, "meta-llama/Llama-3.1-8B-Instruct", train={"steps": 10})
+    found = planned(given, machine="h100x8")
+    assert found.fits
+    assert not found.estimate.is_probed
+    assert found.estimate.sizes.total == pytest.approx(8.03e9, rel=0.02)
+    assert found.estimate.memory.weights == pytest.approx(16.1e9, rel=0.02)
+    assert any("one of the 8 devices" in note for note in found.notes)
+    assert any("4.2 characters" in note for note in found.notes)
+
+
+def test_what_does_not_fit_says_which_settings_would(folder: Path) -> None:
+    given = recipe(folder, "openai-community/gpt2-xl", method="full", train={"steps": 10})
+    found = plan(given, machine="l4")
+    assert not found.fits
+    assert found.sentence.startswith("It does not fit: peak ")
+    assert found.alternatives
+    assert all(one.fits and one.peak_bytes <= found.target.memory_bytes for one in found.alternatives)
+    assert any("adamw_8bit" in word for one in found.alternatives for word in one.overrides)
+
+
+def test_alternatives_of_what_fits_are_other_methods(folder: Path) -> None:
+    found = plan(recipe(folder))
+    titles = [one.title for one in found.alternatives]
+    assert "full" in titles
+    full = found.alternatives[titles.index("full")]
+    assert full.trainable == found.estimate.sizes.total - found.estimate.sizes.trainable
+
+
+def test_recomputed_blocks_and_smaller_micro_batches_take_less(folder: Path) -> None:
+    settings = ({"recompute": "none"}, {"recompute": "all", "micro_tokens": 128})
+    plans = [planned(recipe(folder, train=train), machine="h100") for train in settings]
+    whole, small = (found.estimate.memory.activations for found in plans)
+    assert small < 0.4 * whole
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "text"),
+    [
+        ("", "h1000", 'there is no machine "h1000"'),
+        ("", "h100x0", "has no device"),
+        ("./nowhere", "", "there is no model"),
+    ],
+)
+def test_wrong_names_say_so(model: str, machine: str, text: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=text):
+        plan(recipe(folder, model), machine=machine)
