@@ -21,10 +21,12 @@ from tunesmith.core.errors import Interrupted
 from tunesmith.core.events import Emit, Saved, Warning
 from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import hidden_matrices
+from tunesmith.objectives.base import Batch
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.ahead import Key
 from tunesmith.training.background import CheckpointWriter
 from tunesmith.training.checkpoint import TrainingState, load_best, load_checkpoint, remove_superseded
+from tunesmith.training.compiling import Compiling
 from tunesmith.training.encode import Joined, Rows
 from tunesmith.training.frozen import FrozenPlan, plan_frozen, with_states
 from tunesmith.training.guard import stopping_on_signals
@@ -85,6 +87,10 @@ class Loop:
         self.tallies: dict[str, Tally] = {}
         self.state = TrainingState()
         self.frozen = self._plan_frozen()
+        self.compiling = Compiling(learner, settings, run, emit, is_joint=mixture.is_joint)
+        self.compiling.choose(
+            self._first_batches, self.order.num_steps * self.rows.num_tokens // self.order.steps_per_epoch
+        )
         self.room = Room(learner, mixture, self.rows, settings, emit)
         to_come = sum(tensor.nbytes for tensor in self.tensors.values())  # gradients
         self.room.choose(run, self.order, to_come + optimizer_bytes(self.tensors, settings, is_hidden))
@@ -120,12 +126,13 @@ class Loop:
             UserError: The numbers broke, or the disk is full.
         """
         learner = self.learner
-        try:
-            with with_states(learner, self.frozen, self.settings, self.run, self.emit) as self.learner:
-                return self._fit(sample)
-        finally:
-            self.learner = learner
-            self.room.use(0)
+        with self.compiling.used():
+            try:
+                with with_states(learner, self.frozen, self.settings, self.run, self.emit) as self.learner:
+                    return self._fit(sample)
+            finally:
+                self.learner = learner
+                self.room.use(0)
 
     def _plan_frozen(self) -> FrozenPlan:
         """Frozen blocks run once for the rows that are read more than once."""
@@ -286,6 +293,13 @@ class Loop:
         """The batches of steps: made in a thread ahead of them, but for those that replay kept states."""
         ranks = self.accelerator.process_index, self.accelerator.num_processes
         return StepBatches(self.learner, self.mixture, self.rows, self.order, self.seed, ranks)
+
+    def _first_batches(self) -> list[Batch]:
+        """Two micro-batches of the first steps, the same whenever a run goes on."""
+        micro_tokens = min(self.settings.micro_tokens, self.settings.tokens_per_step)
+        steps = [Key(step, self.order.rows(step), micro_tokens) for step in range(min(2, self.order.num_steps))]
+        first, *others = [item[1] for key in steps for item in self._batches().make(key) if isinstance(item, tuple)]
+        return [first, *others[-1:]]
 
     def _learners(self) -> tuple[Learner, ...]:
         return tuple(self.mixture.learners.values()) or (self.learner,)
