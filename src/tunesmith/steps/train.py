@@ -27,6 +27,7 @@ from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import default_metrics
 from tunesmith.steps.opening import with_named_run
 from tunesmith.steps.resuming import Resumption, record_work
+from tunesmith.steps.train_choices import kept_precision, settle
 from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import head, tail, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
@@ -74,7 +75,7 @@ def resume(run: RunFolder, *, emit: Emit, overrides: Sequence[str] = (), allow: 
             return _train_tasks(recipe, emit, lambda: run, going_on)
         data = load_data(recipe.data, seed=recipe.seed, emit=emit)
         going_on.check_data(data.card())
-        work = Work.prepare(resolve(recipe, data), data, emit)
+        work = Work.prepare(resolve(recipe, data), data, emit, precision=kept_precision(run))
         going_on.begin(work.recipe)
         return _carry_out(run, work.recipe, lambda: _train(run, work, going_on.allowed))
 
@@ -162,10 +163,12 @@ def _say_state(run: RunFolder, state: str, **values: Any) -> None:
 def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     started = time.perf_counter()
     recipe, emit = work.recipe, work.emit
+    settle(run, work.learner.precision, recipe.model.precision)
     record_work(run, work)
     loop = make_loop(run, work)
     first = loop.restore(allowed)
-    emit(head(run, work, loop.order.num_steps, first, frozen=loop.frozen, memory=loop.room.line(loop.state)))
+    memory, compiled = loop.room.line(loop.state), loop.compiling.line()
+    emit(head(run, work, loop.order.num_steps, first, frozen=loop.frozen, memory=memory, compiled=compiled))
     state = loop.fit(Sampler(run, work, after=first))
     unit = work.learner.objective.loss_unit
     loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")

@@ -16,12 +16,13 @@ from tunesmith.core.events import Emit, Event, Progress, Warning
 from tunesmith.core.records import Example
 from tunesmith.data.load import DataSet
 from tunesmith.models.load import Loaded, load_base
-from tunesmith.models.machine import device, preferred_precision
+from tunesmith.models.machine import Precision, device, preferred_precision
 from tunesmith.models.number_head import NUM_STATES, learn_in_unit
 from tunesmith.models.predict import LocalPredictor
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Recipe
 from tunesmith.steps.evaluate import Evaluation, evaluate_predictor, spread
+from tunesmith.training.compiling import require_compiler
 from tunesmith.training.encode import Encoding, Rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.recompute import refuse_recompute
@@ -48,8 +49,13 @@ class Work:
     emit: Emit
 
     @staticmethod
-    def prepare(recipe: Recipe, data: DataSet, emit: Emit, *, is_scored: bool = True) -> Work:
-        """Everything ready; a trial of a search leaves out the scores of the base (`is_scored`)."""
+    def prepare(
+        recipe: Recipe, data: DataSet, emit: Emit, *, is_scored: bool = True, precision: Precision | None = None
+    ) -> Work:
+        """Everything ready; a trial of a search leaves out the scores of the base (`is_scored`).
+
+        `precision` is that of a run that goes on; otherwise the recipe's, which may ask the machine.
+        """
         torch.manual_seed(recipe.seed)
         objective = recipe.objective
         assert isinstance(objective, Objective), objective
@@ -57,6 +63,7 @@ class Work:
         method = recipe.method
         recipe.train.optimizer.check_method(method.name, trains_base_weights=method.trains_base_weights)
         _require_trackers(recipe)
+        require_compiler(recipe.train, device())
         if not data.validation:
             raise UserError(
                 "there are no validation rows, and the best weights are chosen by them.",
@@ -64,7 +71,7 @@ class Work:
                 where=str(data.train[0].origin),
                 remedy="Set data.split.validation above 0, or data.validation to a file.",
             )
-        precision, _ = preferred_precision(recipe.model.precision)
+        precision = precision or preferred_precision(recipe.model.precision)[0]
         loaded = load_base(
             recipe.model,
             objective.task,
