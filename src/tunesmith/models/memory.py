@@ -6,7 +6,6 @@ process is met earlier. So what is free is the least of what the machine, the co
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import psutil
 import torch
 
 from tunesmith.core.errors import UserError
+from tunesmith.models.meter import release
 
 T = TypeVar("T")
 G = TypeVar("G", bound=Sequence[int])
@@ -48,8 +48,11 @@ def is_out_of_memory(fault: BaseException) -> bool:
 
 
 def let_go() -> None:
-    """Give back what nobody holds any more: a broken pass leaves cycles of frames and tensors."""
-    gc.collect()
+    """Give back what nobody holds any more: a broken pass leaves cycles of frames and tensors.
+
+    glibc keeps what is freed for its next `malloc`; oneDNN, which asks the system itself, would find nothing.
+    """
+    release()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
