@@ -103,8 +103,9 @@ def packages() -> Check:
 
 
 def processor() -> Check:
-    """Cores, and which precision is faster here: measured."""
+    """Cores, which precision is faster here (measured), and whether blocks can be compiled."""
     from tunesmith.models.machine import describe
+    from tunesmith.models.rates import compiler, measured
 
     machine = describe()
     flags = _cpu_flags()
@@ -112,9 +113,14 @@ def processor() -> Check:
     head = f"{machine.cores} cores{', ' + unit if unit else ''}"
     if machine.device != "cpu":
         return Check("processor", "good", f"{head}; computing is left to the accelerator")
+    found = compiler()
+    rates = measured().rates
+    flops = max(rates.fp32_flops, rates.bf16_flops) / 1e12
+    head += f", {measured().threads} threads: {flops:.2f} TFLOP/s, {rates.bytes_per_second / 1e9:.0f} GB/s"
+    blocks = f"{found} compiles blocks where it pays" if found else "no C++ compiler: blocks stay as they are"
     if machine.precision == "bf16":
-        return Check("processor", "good", f"{head}: bf16 {machine.ratio:.1f} times fp32, so bf16 is used")
-    return Check("processor", "good", f"{head}: bf16 only {machine.ratio:.1f} times fp32, so fp32 is used")
+        return Check("processor", "good", f"{head}: bf16 {machine.ratio:.1f} times fp32, so bf16 is used; {blocks}")
+    return Check("processor", "good", f"{head}: bf16 only {machine.ratio:.1f} times fp32, so fp32 is used; {blocks}")
 
 
 def accelerator() -> Check:
