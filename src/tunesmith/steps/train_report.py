@@ -78,9 +78,10 @@ def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
 
 
 def head(
-    run: RunFolder, work: Work, num_steps: int, first: int, *, frozen: FrozenPlan, memory: str
+    run: RunFolder, work: Work, num_steps: int, first: int, *, frozen: FrozenPlan, memory: str, compiled: str
 ) -> Started:
-    """What is about to happen; `first` is the step a resumed run goes on after, `memory` how it is to fit."""
+    """What is about to happen; `first` is the step a resumed run goes on after, `memory` how it is to fit, and
+    `compiled` whether blocks are compiled, and why."""
     recipe, learner = work.recipe, work.learner
     trainable, total = num_parameters(learner.model)
     tokens, trained = work.rows.num_tokens, round(work.rows.weight)
@@ -114,6 +115,7 @@ def head(
             ("plan", f"{steps} · {layout}"),
             *((("cache", cache),) if (cache := frozen.line()) else ()),
             ("memory", memory),
+            ("blocks", compiled),
         ),
         on_interrupt=f"finishes this step and saves; resume with: tunesmith train --resume {run.path}",
     )

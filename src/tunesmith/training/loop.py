@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.events import Emit, Saved, Warning
@@ -72,6 +72,8 @@ class Loop:
         self.peak_learning_rate = settings.lr
         strata = mixture.strata(rows, learner)
         self.order = Order.plan(rows.lengths, settings, seed, strata=strata, weights=rows.weights)
+        if learner.device.type == "cuda":  # what stays in fp32 multiplies in TF32
+            torch.set_float32_matmul_precision("high")
         self.accelerator = Accelerator(
             cpu=learner.device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=run.path
         )
@@ -283,10 +285,14 @@ class Loop:
                 mine = [row for row in rows if self.rows.source(row) == name]
                 self.journal.nothing_to_learn(self.state.step + 1, self._some_origins(mine))
         tallies = {name: Tally() for name in self.rows.names}
+        done: list[tuple[str, Tensor, float, Mapping[str, float]]] = []
         for name, batch in step:
             loss, metrics = self.mixture.learner(name, self.learner).loss(batch)
             self.accelerator.backward(loss * self.mixture.scale(name, weights[name]))
-            tallies[name].add(loss.item(), batch.weight, metrics)
+            done.append((name, loss.detach().double(), batch.weight, metrics))
+        losses = torch.stack([one[1] for one in done]).tolist() if done else []  # read once: a read waits for a GPU
+        for loss_sum, (name, _, weight, metrics) in zip(losses, done, strict=True):
+            tallies[name].add(loss_sum, weight, metrics)
         return tallies
 
     def _batches(self) -> StepBatches:
