@@ -168,10 +168,16 @@ def _without_repeats(done: Scan, found: Findings) -> Rows:
     """The rows that repeat no earlier one; the others are noted."""
     keys, others, places = done.keys, done.others, done.places
     order = np.lexsort((others, keys))  # stable: of equal rows the first stays first
-    is_new = np.ones(len(order), dtype=bool)
-    is_new[1:] = (keys[order[1:]] != keys[order[:-1]]) | (others[order[1:]] != others[order[:-1]])
-    begins = np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))
-    repeats, earlier = order[~is_new], order[begins[~is_new]]
+    is_new = np.zeros(len(order), dtype=bool)
+    is_new[:1] = True
+    for hashes in (keys, others):  # one at a time, for the memory
+        ordered = hashes[order]
+        is_new[1:] |= ordered[1:] != ordered[:-1]
+        del ordered
+    begins, places_of_repeats = np.flatnonzero(is_new), np.flatnonzero(~is_new)
+    repeats = order[places_of_repeats]
+    earlier = order[begins[np.searchsorted(begins, places_of_repeats) - 1]]
+    del begins
     in_order = np.argsort(repeats)
     for row, first in zip(repeats[in_order].tolist(), earlier[in_order].tolist(), strict=True):
         note_duplicate(found, places.origin(row), places.origin(first))
@@ -181,15 +187,19 @@ def _without_repeats(done: Scan, found: Findings) -> Rows:
 def _sides(settings: DataSettings, done: Scan, kept: Rows) -> tuple[Rows, Rows, Rows]:
     """Which rows train, validate and test: by the hash of their question, or of the row where many ask the same."""
     shares = [0.0 if getattr(settings, side) else getattr(settings.split, side) for side in _SIDES[1:]]
-    questions, keys = done.questions[kept], done.keys[kept]
-    ordered = np.sort(questions)
-    begins = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(kept) else np.zeros(0, int)
-    counts = np.diff(np.append(begins, len(kept)))
-    common = ordered[begins[counts > max(10, len(kept) // 100)]]
-    is_common = np.isin(questions, common)
-    groups = np.where(is_common, keys, questions)
-    place = groups.astype(np.float64) / 2**64
-    side = np.where(place < shares[1], 2, np.where(place < shares[1] + shares[0], 1, 0))
+    groups = done.questions[kept]
+    most = max(10, len(kept) // 100)
+    ordered = np.sort(groups)
+    common = np.unique(ordered[most:][ordered[most:] == ordered[:-most]])  # there are more than `most` of these
+    del ordered
+    is_common = np.isin(groups, common)
+    groups[is_common] = done.keys[kept[is_common]]
+    place = groups.astype(np.float64)
+    place /= 2**64
+    side = np.zeros(len(kept), dtype=np.int8)
+    side[place < shares[1] + shares[0]] = 1
+    side[place < shares[1]] = 2
+    del place
     wanted = [0, *(number for number, share in enumerate(shares, 1) if share > 0)]
     if not all((side == number).any() for number in wanted):
         raise NotLarge
