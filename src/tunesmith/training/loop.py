@@ -21,6 +21,7 @@ from tunesmith.core.errors import Interrupted
 from tunesmith.core.events import Emit, Saved, Warning
 from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import hidden_matrices
+from tunesmith.models.memory import let_go
 from tunesmith.objectives.base import Batch
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.ahead import Key
@@ -176,6 +177,7 @@ class Loop:
             if request.is_made:
                 raise Interrupted(f"stopped after step {self.state.step}", resume=self._resume_command())
         if self.settings.keep == "best" and self.state.best_step:
+            let_go()  # the file is mapped beside what training held
             load_best(self.run.checkpoints, self.state.best_step, self.tensors)
         self.accelerator.end_training()
         return self.state
