@@ -146,6 +146,13 @@ def test_a_fault_within_one_of_several_shapes_names_the_key_of_that_shape(tmp_pa
     assert '"wieght" is not a setting of data.source.0; did you mean "weight"?' in line
 
 
+def test_on_and_off_are_words_and_true_is_true(tmp_path: Path) -> None:
+    assert read_recipe(write(tmp_path, SMALLEST + "train: {packing: off}\n")).train.packing == "off"
+    assert read_recipe(write(tmp_path, SMALLEST), ["train.cache=off"]).train.cache == "off"
+    assert read_recipe(write(tmp_path, SMALLEST), ["model.trust_remote_code=true"]).model.trust_remote_code is True
+    assert read_recipe(write(tmp_path, SMALLEST), ["model.trust_remote_code=False"]).model.trust_remote_code is False
+
+
 def test_overrides_keep_text_that_is_no_yaml() -> None:
     values: dict[str, object] = {}
     apply_override(values, "data.source=[oops")

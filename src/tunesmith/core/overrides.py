@@ -9,6 +9,7 @@ import yaml
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.settings import Locate
+from tunesmith.core.yaml_text import load_yaml
 
 _DEFAULTS = {"method": "lora", "optimizer": "adamw"}
 """What a recipe takes where it names none, so that one of its settings can be given alone."""
@@ -26,7 +27,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             f'"{override}" is not of the form KEY=VALUE;', code="bad_override", remedy="for example: method.rank=32"
         )
     try:
-        value = yaml.safe_load(text) if text else ""
+        value = load_yaml(text) if text else ""
     except yaml.YAMLError:
         value = text
     put(values, key.strip(), value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,24 @@ import yaml
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.settings import Locate
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML with the words of version 1.2: only `true` and `false` are booleans, and `off` is the word `off`."""
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [one for one in resolvers if one[0] != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|false)$", re.IGNORECASE), list("tTfF")
+)
+
+
+def load_yaml(text: str) -> Any:
+    """The plain values of a text."""
+    return yaml.load(text, Loader=RecipeLoader)
 
 
 def parse_yaml(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
@@ -21,7 +40,7 @@ def parse_yaml(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
                 raise UserError("aliases (*name) are not allowed in a recipe.", code="bad_recipe", where=where)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_repeated_keys(node, path)
-        return node, yaml.safe_load(text)
+        return node, load_yaml(text)
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)

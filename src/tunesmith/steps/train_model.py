@@ -40,7 +40,8 @@ class Sampler:
         work = self.work
         work.learner.model.eval()
         predictor = LocalPredictor(replace(work.loaded, model=work.learner.model))
-        (outcome,) = predictor.answer([self.example], own_prompt, work.recipe.generate, _no_progress)
+        with work.learner.autocast():  # new weights are fp32 beside a base in bf16
+            (outcome,) = predictor.answer([self.example], own_prompt, work.recipe.generate, _no_progress)
         work.learner.method.set_training(work.learner.model)
         prompt = question_of(self.example)
         work.emit(Sample(STEP, prompt, outcome.answer, outcome.reference, at=step))
