@@ -130,7 +130,9 @@ class Learner:
 
     def _collate(self, features: Sequence[Features]) -> Batch:
         batch = self.objective.collate(features, self.layout)
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        is_pinned = self.device.type == "cuda"  # only copies from pinned memory go on beside the GPU's work
+        tensors = {name: tensor.pin_memory() if is_pinned else tensor for name, tensor in batch.tensors.items()}
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         return replace(batch, tensors=moved)
 
     def trainable(self) -> dict[str, nn.Parameter]:
