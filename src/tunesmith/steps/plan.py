@@ -24,8 +24,9 @@ from tunesmith.steps.plan_machine import Target, named_target, this_machine
 from tunesmith.steps.train import resolve as resolve_recipe
 
 STEP = "plan"
-UNCERTAINTY = 0.15
-"""Of memory and time, each way: what plans are held to against reality (benchmarks/plan_accuracy.py)."""
+UNCERTAINTY = 0.35
+"""Of memory and time, each way. The aim is 15 %; the first case of benchmarks/plan_accuracy.py was 33 % off in memory
+(docs/log.md), so no less is claimed."""
 ALTERNATIVES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lora rank 16", {"method": {"name": "lora", "rank": 16}}),
     ("lora rank 64", {"method": {"name": "lora", "rank": 64}}),
@@ -87,7 +88,7 @@ class Plan:
 
     @property
     def sentence(self) -> str:
-        """`It fits: peak 5.9 of 24.0 GiB (± 15 %), 38 min (31 to 47)`."""
+        """`It fits: peak 5.9 of 24.0 GiB (± 35 %), 38 min (25 to 51)`."""
         time = _about(self.seconds)
         room = f"peak {_over(self.peak_bytes, self.target.memory_bytes)} (± {100 * UNCERTAINTY:.0f} %)"
         if self.fits:
@@ -267,7 +268,7 @@ def _disk_bytes(recipe: Recipe, found: Estimate) -> int:
 
 
 def _about(seconds: float) -> str:
-    """`38 min (32 to 44)`: a time with its range, in the unit that suits it."""
+    """`38 min (25 to 51)`: a time with its range, in the unit that suits it."""
     units = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
     unit, name = next(((size, name) for size, name in units if seconds >= 2 * size), (1, "s"))
     if seconds / unit < 10 and unit > 1:
