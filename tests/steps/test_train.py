@@ -98,7 +98,7 @@ def test_it_learns(tmp_path):
 def test_what_it_says_on_the_way(tmp_path):
     run, events = _train(tmp_path, "llama", "causal", CHATS)
     (started,) = [event for event in events if isinstance(event, Started)]
-    assert [label for label, _ in started.lines] == ["run", "model", "data", "method", "plan", "memory"]
+    assert [label for label, _ in started.lines] == ["run", "model", "data", "method", "plan", "memory", "blocks"]
     assert str(run.path) in started.on_interrupt
     marks = [(event.at, event.of) for event in events if isinstance(event, Metric)]
     assert marks == [(3, 6), (6, 6)]
