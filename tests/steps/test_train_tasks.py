@@ -88,7 +88,8 @@ def test_the_log_has_each_tasks_loss_and_the_end_each_tasks_scores(tmp_path) -> 
     last = [event for event in events if isinstance(event, Metric)][-1]
     assert {"validation_loss.kinds", "validation_loss.second", "validation_accuracy.kinds"} <= set(last.values)
     (started,) = [event for event in events if isinstance(event, Started)]
-    assert [label for label, _ in started.lines] == ["run", "model", "kinds", "second", "method", "plan", "memory", "blocks"]
+    labels = [label for label, _ in started.lines]
+    assert labels == ["run", "model", "kinds", "second", "method", "plan", "memory", "blocks"]
     assert isinstance(events[-1], Finished)
     assert [row[0].partition(":")[0] for row in events[-1].table[1:]] == ["kinds"] * 2 + ["second"] * 3
 
