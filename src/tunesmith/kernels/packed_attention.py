@@ -25,6 +25,8 @@ from tunesmith.kernels.gpu_attention import gpu_attention
 from tunesmith.kernels.visible import Visible, borders, is_packing, visible_mask
 
 NAME = "tunesmith"
+_REFUSALS = (TypeError, KeyError, ValueError, IndexError, NotImplementedError, AttributeError, RuntimeError)
+"""What a model raises that does not know such masks."""
 
 
 def span_attention(  # noqa: PLR0913 - the signature that transformers calls
@@ -85,13 +87,25 @@ def reference_packed_attention(
 @contextmanager
 def attending(model: nn.Module, name: str = NAME) -> Iterator[None]:
     """Within it the model has the attention of this name."""
-    config: Any = model.config
-    before = config._attn_implementation
-    config._attn_implementation = name
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    give(model, name)
     try:
         yield
     finally:
-        config._attn_implementation = before
+        for config, old in before:
+            config._attn_implementation = old
+
+
+def give(model: nn.Module, name: str) -> None:
+    """Give a model the attention of this name for good."""
+    for config in _configs(model):
+        config._attn_implementation = name
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The model's configurations: T5's encoder and decoder have copies of their own."""
+    found = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
 
 
 def packed_inputs(lengths: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -118,9 +132,53 @@ def why_not_packed(model: nn.Module, vocabulary_size: int) -> str:
         with attending(model, name):
             reasons.append(_why_not(model, vocabulary_size))
         if not reasons[-1]:
-            config._attn_implementation = name
+            give(model, name)
             return ""
     return reasons[0]
+
+
+def attend_padded(model: nn.Module, vocabulary_size: int) -> bool:
+    """Give a model that reads padded rows this module's attention, on a processor, if nothing else changes.
+
+    Tried with two rows of unequal length: real tokens must have the outputs and gradients that they had before.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return False
+    before = _padded_trial(model, vocabulary_size)
+    with attending(model):
+        after = _padded_trial(model, vocabulary_size)
+    tolerance = 2e-2 if next(model.parameters()).dtype == torch.bfloat16 else 1e-4
+    is_same = bool(before) and len(before) == len(after)
+    for old, new in zip(before, after, strict=False):
+        is_same = is_same and torch.allclose(old, new, rtol=tolerance, atol=tolerance * float(old.abs().max()))
+    if is_same:
+        give(model, NAME)
+    return is_same
+
+
+def _padded_trial(model: Any, vocabulary_size: int) -> list[Tensor]:
+    """Outputs for real tokens and gradients at their embeddings; nothing where the model fails."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, sum(PROBES))
+    ids = torch.randint(vocabulary_size, shape, generator=generator)
+    mask = torch.ones(shape, dtype=torch.long)
+    mask[1, PROBES[0] :] = 0
+    ids[1, PROBES[0] :] = getattr(model.config, "pad_token_id", None) or 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids[:, : PROBES[0]]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad(), _leaf_embeddings(model) as leaves:
+            logits = model(**inputs).logits.float()
+            if logits.shape[:2] == shape:
+                logits = logits[mask.bool()]
+            return [logits.detach(), *(grad.float() for grad in torch.autograd.grad(logits.square().sum(), leaves))]
+    except _REFUSALS:
+        return []
+    finally:
+        model.train(was_training)
 
 
 PROBES = (21, 43)
@@ -141,7 +199,7 @@ def _why_not(model: Any, vocabulary_size: int) -> str:
         with borders(PROBES), torch.enable_grad(), _leaf_embeddings(model) as leaves:
             packed = model(input_ids=torch.cat(probes, dim=1), **packed_inputs(PROBES, device)).logits
             leaks = _leaks(packed, leaves[0])
-    except (TypeError, KeyError, ValueError, IndexError, NotImplementedError, AttributeError, RuntimeError):
+    except _REFUSALS:
         return "the model's attention takes no borders between examples"
     finally:
         model.train(was_training)
@@ -155,18 +213,22 @@ def _why_not(model: Any, vocabulary_size: int) -> str:
 
 @contextmanager
 def _leaf_embeddings(model: Any) -> Iterator[list[Tensor]]:
-    """Within it the table of embeddings gives leaves that take gradients; they are gathered in the list."""
+    """Within it the tables of embeddings give leaves that take gradients; they are gathered in the list."""
     leaves: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         leaves.append(output.detach().requires_grad_())
         return leaves[-1].clone()  # CTRL scales it in place
 
-    handle = model.get_input_embeddings().register_forward_hook(cut)
+    readers = [model]
+    if getattr(model.config, "is_encoder_decoder", False):
+        readers += [model.get_encoder(), model.get_decoder()]  # BART's have tables of their own with one weight
+    handles = [table.register_forward_hook(cut) for table in {reader.get_input_embeddings() for reader in readers}]
     try:
         yield leaves
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _leaks(logits_BTV: Tensor, embeddings_BTD: Tensor) -> bool:

@@ -96,11 +96,11 @@ def visible_mask(  # noqa: PLR0913 - the signature that transformers calls
     spans = _spans(batch_size, q_length, kv_length, attention_mask, torch.device(device)) if is_plain else None
     form = None if not spans else _form(mask_function, spans, local_size, device)
     if spans and form is not None:
-        is_aligned = is_packing() or form.right == 0 or not _has_cross_attention(config)
-        if not is_aligned and form == WHOLE:  # keys may be another row's than queries: only keys' padding is known
-            spans, is_aligned = [(row, 0, q_length, *keys) for row, _, _, *keys in spans], True  # type: ignore[misc]
-        if is_aligned:
+        has_cross = _has_cross_attention(config)
+        if is_packing() or (q_length == kv_length and (form.right == 0 or not has_cross)):
             return _made(spans, form, device)
+        if form == WHOLE and has_cross:  # keys may be another text's than queries: only keys' padding is known
+            return _made([(row, 0, q_length, *keys) for row, _, _, *keys in spans], form, device)  # type: ignore[misc]
     if is_packing():
         raise NotImplementedError("layers that see something else than windows or chunks of their example")
     mask: Tensor | None = sdpa_mask(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tunesmith.core.errors import UserError
 from tunesmith.data.masking import masking_layout
 from tunesmith.kernels.fuse import fuse
-from tunesmith.kernels.packed_attention import why_not_packed
+from tunesmith.kernels.packed_attention import attend_padded, why_not_packed
 from tunesmith.methods.base import Method
 from tunesmith.models.anatomy import head_modules
 from tunesmith.models.configuration import LABELLED
@@ -76,6 +76,8 @@ class Learner:
                 where=loaded.name,
                 remedy="Set train.packing=auto; rows of like length then go together.",
             )
+        if reason:
+            attend_padded(model, config.vocab_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):  # a new head is fp32
             fuse(model, lambda: probe(model))
         start = getattr(config, "decoder_start_token_id", None)
