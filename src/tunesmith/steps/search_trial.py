@@ -77,8 +77,8 @@ def run_trial(task: Task, report: Report, emit: Emit = silent) -> Result:
         Interrupted: The user stopped it.
         UserError: What would stop every trial, such as a full disk.
     """
-    from tunesmith.models.meter import MemoryMeter
     from tunesmith.models.memory import is_out_of_memory
+    from tunesmith.models.meter import MemoryMeter
 
     started = time.perf_counter()
     losses: list[float] = []
