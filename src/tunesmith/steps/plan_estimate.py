@@ -325,7 +325,7 @@ def _states_bytes(draft: Draft, recipe: Recipe, learner: Learner, target: Target
     if not _is_kept(recipe, learner) or recipe.train.cache == "disk":
         return 0
     config = draft.config.get_text_config()
-    width = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
+    width: Any = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
     is_whole = all(kind.is_frozen for kind in cost.kinds) and learner.objective.task == "classify"
     places = (draft.rows.number + draft.validation.number) * (
         1 if is_whole else draft.rows.num_tokens / max(1, draft.rows.number)

@@ -21,6 +21,7 @@ from tunesmith.core.run import RunFolder
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.mix import has_tasks
 from tunesmith.models.load import load_trained
+from tunesmith.models.memory import let_go
 from tunesmith.objectives.base import objective_for
 from tunesmith.recipe import Recipe, override_recipe
 from tunesmith.reports.curve import loss_curve
@@ -170,6 +171,9 @@ def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     memory, compiled = loop.room.line(loop.state), loop.compiling.line()
     emit(head(run, work, loop.order.num_steps, first, frozen=loop.frozen, memory=memory, compiled=compiled))
     state = loop.fit(Sampler(run, work, after=first))
+    del loop  # with it the optimiser and the copies for checkpoints: the published model comes beside this one
+    work.learner.model.zero_grad(set_to_none=True)
+    let_go()
     unit = work.learner.objective.loss_unit
     loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")
     if not is_whole(run.model):

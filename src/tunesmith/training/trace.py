@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from tunesmith.kernels.block_attention import BLOCK
+from tunesmith.kernels.example_groups import Attend, groups, sizes
+from tunesmith.kernels.example_groups import blocks as query_blocks
 from tunesmith.models.anatomy import blocks, encoder_blocks, plain
 from tunesmith.models.quiet import quiet
 from tunesmith.objectives.base import Features
@@ -286,11 +287,19 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _drop(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
 
+    def _spans(self, spans: Tensor) -> list[Any]:
+        """The examples of a batch, where the operator's own are not known from the rows' lengths."""
+        known = getattr(spans, _VALUES, None)
+        if known is not None:
+            with unset_fake_temporarily():
+                return list(known.tolist())
+        return [(row, 0, length, 0, length) for row, length in enumerate(self.lengths)]
+
     def _flops(self, func: Any, args: Any, kwargs: Any, out: Any) -> float:
         packet = func.overloadpacket
         if packet in (_BLOCKS, _BLOCKS_BACKWARD):
-            query, _, value = args[:3] if packet is _BLOCKS else args[2:5]
-            pairs = sum(_num_pairs(length, left=args[-5], right=args[-4]) for length in self.lengths)
+            query, _, value, spans = args[:4] if packet is _BLOCKS else args[2:6]
+            pairs = _num_pairs(self._spans(spans), left=args[-5], right=args[-4])
             products = 2 if packet is _BLOCKS else 4
             return float(products * query.shape[1] * pairs * (query.shape[3] + value.shape[3]))
         if packet in (_ATTENTION, _ATTENTION_BACKWARD):
@@ -330,10 +339,16 @@ def _follow(func: Any, args: Any, kwargs: Any, made: Sequence[Tensor]) -> None:
         setattr(one, _VALUES, value)
 
 
-def _num_pairs(length: int, left: int, right: int) -> float:
-    """Queries times keys that blockwise attention computes for one example."""
-    seen = length if right else (length + BLOCK) / 2
-    return length * min(length, seen, left + BLOCK if left >= 0 else length)
+def _num_pairs(spans: Sequence[Any], left: int, right: int) -> float:
+    """Queries times keys that blockwise attention computes for these examples."""
+    attend = Attend(1.0, left, right)
+    return float(
+        sum(
+            len(group) * (last - first) * (high - low)
+            for group in groups(spans)
+            for first, last, low, high in query_blocks(*sizes(group), attend)
+        )
+    )
 
 
 def _num_bytes(tensors: Any) -> float:
