@@ -10,6 +10,7 @@ import torch
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import build
+from tunesmith.kernels.fuse import fuse
 from tunesmith.models.adapters import attach_adapter
 from tunesmith.models.anatomy import head_modules, linears
 from tunesmith.models.load import Loaded, load_base
@@ -132,6 +133,24 @@ def test_training_in_bf16_lowers_the_loss(kind: str, tmp_path: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["lora", "ia3", "bottleneck"])
+def test_in_bf16_it_answers_without_autocast_as_it_is_published(kind: str, name: str, tmp_path: Path) -> None:
+    """Probes and serving use no autocast; PEFT's (IA)^3 then gave fp32 keys beside bf16 queries, and it broke."""
+    method = build("methods", name)
+    attached: Any = disturb(method.attach(base(tmp_path, kind, method=name, precision="bf16").model)).eval()
+    fuse(attached, lambda: attached(input_ids=IDS))
+    fused = attached(input_ids=IDS).logits
+    assert fused.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(attached(input_ids=IDS).logits.float(), fused.float(), atol=0.1)
+    method.save(attached, tmp_path / "adapter")
+    opened = method.load(base(tmp_path, kind, method=name, precision="bf16").model, tmp_path / "adapter")
+    assert torch.allclose(opened(input_ids=IDS).logits.float(), fused.float(), atol=0.1)
+    answered = opened.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=2, do_sample=False)
+    assert answered.shape == (2, IDS.shape[1] + 2)
 
 
 def test_the_adapter_opens_on_the_plain_base_too(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn import Module
 from tunesmith.core.errors import UserError
 from tunesmith.core.publish import refuse_pickles
 from tunesmith.models.anatomy import head_modules, is_classifier, is_encoder_decoder, is_tagger, plain
+from tunesmith.models.quantize import is_quantized, keep_types, with_plain_base
 from tunesmith.models.quiet import quiet
 from tunesmith.models.virtual_tokens import (
     check_fits,
@@ -39,6 +40,7 @@ def new_adapter(model: Module, config: Any) -> Any:
         adapted = get_peft_model(model, config)  # type: ignore[arg-type]
     prompts_in_fp32(adapted)
     read_last_token(adapted)
+    keep_types(adapted)
     return adapted
 
 
@@ -52,8 +54,6 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 def merge_adapter(model: Any) -> Module:
     """The base with the update added to its weights, in fp32; the adapter is gone from `model` afterwards."""
-    from tunesmith.models.quantize import is_quantized, with_plain_base
-
     if is_quantized(model):
         model = with_plain_base(model)
     merged: Module = _without_wrappers(model.float()).merge_and_unload(safe_merge=True)
@@ -151,6 +151,7 @@ def attach_adapter(model: Module, folder: Path, *, is_trainable: bool) -> Any:
                 adapted = PeftModel.from_pretrained(model, str(folder), **settings)  # type: ignore[arg-type]
         _check_keys(adapted, folder)
         read_last_token(adapted)
+        keep_types(adapted)
     except (RuntimeError, KeyError, ValueError, OSError, TypeError, SafetensorError) as fault:
         reason = (str(fault).strip() or type(fault).__name__).splitlines()
         raise UserError(

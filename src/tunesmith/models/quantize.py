@@ -81,6 +81,22 @@ def keep_layout(model: Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
+def keep_types(adapted: Module) -> None:
+    """Let (IA)^3's layers on a quantised base answer in the type of what they read.
+
+    PEFT (0.21) has them answer in fp32 outside autocast, and attention refuses such keys beside a query in bf16.
+    """
+    for module in adapted.modules():
+        if type(module).__module__ == "peft.tuners.ia3.bnb":
+            module.register_forward_hook(_in_the_type_read)
+
+
+def _in_the_type_read(module: Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    if torch.is_autocast_enabled(output.device.type):  # it gives all products one type itself
+        return output
+    return output.to(inputs[0].dtype)
+
+
 def is_quantized(model: Module) -> bool:
     """Whether the base's matrices are 4 or 8 bits."""
     return bool(getattr(plain(model), "is_quantized", False))
