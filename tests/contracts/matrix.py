@@ -172,7 +172,7 @@ def _can_do(architecture: str, objective: Objective) -> bool:
 
 
 def _train(learner: Learner, rows: Rows) -> tuple[float, float]:
-    """The loss of all rows, without dropout, before training and as soon as they are learnt (or after 60 steps)."""
+    """The loss of all rows, without dropout, before training, and the least of it until they are learnt (or step 60)."""
     method, model = learner.method, learner.model
     optimizer = torch.optim.AdamW(learner.trainable().values(), lr=max(RATE, method.learning_rate))
     first = last = _loss(learner, rows)
@@ -184,7 +184,7 @@ def _train(learner: Learner, rows: Rows) -> tuple[float, float]:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % 6 == 0:
-            last = _loss(learner, rows)
+            last = min(last, _loss(learner, rows))
             if last < LEARNT * first:
                 break
     return first, last

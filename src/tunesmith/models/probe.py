@@ -11,9 +11,15 @@ from tunesmith.models.anatomy import embeddings, is_encoder_decoder
 
 
 def probe_inputs(model: nn.Module) -> dict[str, Any]:
-    """Four tokens that every vocabulary has, as arguments: [1, 4] for each text that the model reads."""
+    """Four tokens that every vocabulary has, as arguments: [1, 4] for each text that the model reads.
+
+    The last is the end of a text where the model knows one: classifiers of encoder-decoders look for it.
+    """
     table: Any = embeddings(model).weight
     ids = torch.arange(2, 6, device=table.device)[None] % table.shape[0]
+    config: Any = model.config
+    if isinstance(config.eos_token_id, int):
+        ids[0, -1] = config.eos_token_id
     return {"input_ids": ids, "decoder_input_ids": ids} if is_encoder_decoder(model) else {"input_ids": ids}
 
 
