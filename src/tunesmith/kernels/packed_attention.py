@@ -4,7 +4,8 @@ It stands in for `sdpa` on a model and gives to PyTorch's kernel whatever it is 
 that restart, and are read within `borders` (visible.py). Whether a very model reads packed rows rightly is tested on
 the model itself before training (`why_not_packed`), because it cannot be read off a configuration.
 
-On a processor the examples go through block_attention.py, on a GPU through the best kernel there (gpu_attention.py).
+On a processor the examples go through block_attention.py. On a GPU they go through the best kernel that is there and
+can do all layers of the model (gpu_kernels.py), each under a name of its own, found by the same trial.
 Legend: B batch (1 where packed), H query heads, K key/value heads, T tokens, D head width.
 """
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +25,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from tunesmith.kernels.block_attention import block_attention
 from tunesmith.kernels.example_groups import Attend
 from tunesmith.kernels.gpu_attention import gpu_attention
+from tunesmith.kernels.gpu_kernels import KERNELS, Wanted, machine, possible
+from tunesmith.kernels.plain_attention import plain_attention
 from tunesmith.kernels.visible import Visible, borders, is_packing, visible_mask
 
 NAME = "tunesmith"
+ON_GPU = {kernel: f"{NAME}_{kernel.replace('flash_attn', 'fa2')}" for kernel in KERNELS}
+"""The attention's name with each kernel of a GPU; transformers takes names with "flash" for its own."""
+_wanted: ContextVar[list[Wanted] | None] = ContextVar("what layers ask for, while it is gathered", default=None)
 _REFUSALS = (TypeError, KeyError, ValueError, IndexError, NotImplementedError, AttributeError, RuntimeError)
 """What a model raises that does not know such masks."""
 
@@ -40,34 +48,47 @@ def span_attention(  # noqa: PLR0913 - the signature that transformers calls
     *,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    kernel: str = "plain",
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of each query to what `attention_mask` says is visible: [B, T, H, D].
 
-    `s_aux` are attention sinks [H] (gpt-oss), `softcap` is Gemma 2's cap on scores.
+    `s_aux` are attention sinks [H] (gpt-oss), `softcap` is Gemma 2's cap on scores, `kernel` is the GPU's.
 
     Raises:
         NotImplementedError: A packed row of a layer that asks for no mask, or has learnt biases on its scores.
     """
+    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     if not isinstance(attention_mask, Visible):
-        if is_packing() or softcap is not None or s_aux is not None:
+        if is_packing():
             raise NotImplementedError("attention without borders between examples")
+        if softcap is not None or s_aux is not None:
+            mask = _causal(query_BHTD, key_BKTD) if attention_mask is None else attention_mask
+            attend = Attend(scale, softcap=softcap or 0.0, dropout=dropout)
+            return plain_attention(query_BHTD, key_BKTD, value_BKTD, mask, attend, s_aux), None
         return sdpa_attention_forward(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, scaling=scaling, dropout=dropout, **others
         )
     if others.get("position_bias") is not None:
         raise NotImplementedError("biases on scores")
-    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     visible = attention_mask
     attend = Attend(scale, visible.left, visible.right, softcap or 0.0, dropout)
     if query_BHTD.device.type != "cpu":
-        if s_aux is not None:
-            raise NotImplementedError("attention sinks")
-        return gpu_attention(query_BHTD, key_BKTD, value_BKTD, visible, attend), None
+        if (wants := _wanted.get()) is not None:
+            widths = (query_BHTD.shape[-1], value_BKTD.shape[-1])
+            wants.append(Wanted(value_BKTD.dtype, *widths, bool(softcap), s_aux is not None, dropout > 0))
+        return gpu_attention(kernel, query_BHTD, key_BKTD, value_BKTD, visible, attend, sinks_H=s_aux), None
     output = block_attention(
         query_BHTD, key_BKTD, value_BKTD, visible.spans_N5, attend, sinks_H=s_aux, num_kept=visible.num_kept
     )
     return output, None
+
+
+def _causal(query_BHTD: Tensor, key_BKTD: Tensor) -> Tensor:
+    """What the last tokens see where transformers gives no mask: everything up to their own place."""
+    num_queries, num_keys = query_BHTD.shape[2], key_BKTD.shape[2]
+    seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query_BHTD.device)
+    return seen.tril(num_keys - num_queries)
 
 
 def reference_packed_attention(
@@ -114,12 +135,20 @@ def packed_inputs(lengths: Sequence[int], device: torch.device | str = "cpu") ->
     return {"position_ids": positions, "use_cache": False}
 
 
-def why_not_packed(model: nn.Module, vocabulary_size: int) -> str:
+def kernel_of(model: nn.Module) -> str:
+    """The GPU's kernel that a model's packed rows go through; "own" where the model's attention stayed, "" on a CPU."""
+    config: Any = model.config
+    by_name = {name: kernel for kernel, name in ON_GPU.items()}
+    return by_name.get(config._attn_implementation, "" if config._attn_implementation == NAME else "own")
+
+
+def why_not_packed(model: nn.Module, vocabulary_size: int, kernel: str = "auto") -> str:
     """Why this very model cannot read packed examples; empty where it gives them the logits that it gives them alone.
 
     Tried with two short examples, whose logits must be those of the examples alone, and must have no gradient at the
     other's embeddings: what leaks is not small but exactly nothing. The model then keeps the attention that passed:
-    this module's, or its own with transformers' masks between examples, which computes the whole row's square.
+    this module's, or its own with transformers' masks between examples, which computes the whole row's square. On a GPU
+    `kernel` names the only kernel to be tried; `auto` tries those that can do all layers, best first.
     """
     adapter: Any = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
@@ -128,13 +157,35 @@ def why_not_packed(model: nn.Module, vocabulary_size: int) -> str:
     if any(getattr(one, key, None) for one in (config, config.get_text_config()) for key in SPARSE):
         return "its attention picks keys in long rows, which no trial on short ones can see"
     reasons = []
-    for name in (NAME, config._attn_implementation):
+    for name in (*_names(model, vocabulary_size, kernel), config._attn_implementation):
         with attending(model, name):
             reasons.append(_why_not(model, vocabulary_size))
         if not reasons[-1]:
             give(model, name)
             return ""
     return reasons[0]
+
+
+def _names(model: nn.Module, vocabulary_size: int, kernel: str) -> tuple[str, ...]:
+    """This module's attentions that are worth trying on the model, best first."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return (NAME,)
+    wants: list[Wanted] = []
+    token = _wanted.set(wants)
+    was_training = model.training
+    model.train()  # so that layers ask for their dropout
+    try:
+        probe = torch.zeros(1, sum(PROBES), dtype=torch.long, device=device)
+        with torch.no_grad(), torch.random.fork_rng([device]), attending(model), borders(PROBES):
+            model(input_ids=probe, **packed_inputs(PROBES, device))
+    except _REFUSALS:
+        return (NAME,)  # whose trial says why
+    finally:
+        model.train(was_training)
+        _wanted.reset(token)
+    found, _ = possible(wants, machine(device))
+    return tuple(ON_GPU[one] for one in found if kernel in {"auto", one})
 
 
 def attend_padded(model: nn.Module, vocabulary_size: int) -> bool:
@@ -245,3 +296,6 @@ def _leaks(logits_BTV: Tensor, embeddings_BTD: Tensor) -> bool:
 
 AttentionInterface.register(NAME, span_attention)
 AttentionMaskInterface.register(NAME, visible_mask)
+for _kernel, _name in ON_GPU.items():
+    AttentionInterface.register(_name, partial(span_attention, kernel=_kernel))
+    AttentionMaskInterface.register(_name, partial(visible_mask, has_blocks=_kernel == "flex"))

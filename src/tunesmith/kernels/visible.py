@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.masking_utils import sdpa_mask
 
 from tunesmith.kernels.example_groups import UNLIMITED, kept
+from tunesmith.kernels.visible_blocks import visible_blocks
 
 Spans = list[tuple[int, int, int, int, int]]
 """Of each example its row, first query, end of its queries, first key and end of its keys."""
@@ -29,7 +31,7 @@ _lengths: ContextVar[tuple[int, ...]] = ContextVar("lengths of the examples of t
 
 
 class Visible(NamedTuple):
-    """What `block_attention` takes, for all layers of one kind.
+    """What `block_attention` and the kernels of a GPU take, for all layers of one kind.
 
     `left` and `right` are the places before and after its own that a query sees, -1 for all.
     """
@@ -44,6 +46,8 @@ class Visible(NamedTuple):
     """On a GPU the examples' borders [N + 1] in 32 bits, where one row is packed; otherwise empty."""
     longest: int
     """Tokens of the longest example."""
+    blocks: BlockMask | None = None
+    """The blocks that flex attention reads, where it was asked for."""
 
 
 class Form(NamedTuple):
@@ -85,9 +89,12 @@ def visible_mask(  # noqa: PLR0913 - the signature that transformers calls
     use_vmap: bool = False,
     config: Any = None,
     device: torch.device | str = "cpu",
+    has_blocks: bool = False,
     **others: Any,
 ) -> Visible | Tensor | None:
     """What the layers of one kind may see: `Visible`, or PyTorch's mask where that cannot say it.
+
+    With `has_blocks` a packed row's blocks for flex attention come with it.
 
     Raises:
         NotImplementedError: A packed row whose layers see something else than windows or chunks of their example.
@@ -98,7 +105,7 @@ def visible_mask(  # noqa: PLR0913 - the signature that transformers calls
     if spans and form is not None:
         has_cross = _has_cross_attention(config)
         if is_packing() or (q_length == kv_length and (form.right == 0 or not has_cross)):
-            return _made(spans, form, device)
+            return _made(spans, form, device, has_blocks=has_blocks and is_packing())
         if form == WHOLE and has_cross:  # keys may be another text's than queries: only keys' padding is known
             return _made([(row, 0, q_length, *keys) for row, _, _, *keys in spans], form, device)  # type: ignore[misc]
     if is_packing():
@@ -120,11 +127,13 @@ def visible_mask(  # noqa: PLR0913 - the signature that transformers calls
     return mask
 
 
-def packed_visible(lengths: Sequence[int], left: int = UNLIMITED, device: torch.device | str = "cpu") -> Visible:
+def packed_visible(
+    lengths: Sequence[int], left: int = UNLIMITED, device: torch.device | str = "cpu", *, has_blocks: bool = False
+) -> Visible:
     """What is visible in one row of causal examples of these lengths, `left` places before a query's own at most."""
     ends = list(accumulate(lengths))
     spans = [(0, end - length, end, end - length, end) for length, end in zip(lengths, ends, strict=True)]
-    return _made(spans, Form(left, 0), device)
+    return _made(spans, Form(left, 0), device, has_blocks=has_blocks)
 
 
 def _spans(
@@ -174,18 +183,21 @@ def _has_cross_attention(config: Any) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False))
 
 
-def _made(spans: Spans, form: Form, device: torch.device | str) -> Visible:
+def _made(spans: Spans, form: Form, device: torch.device | str, *, has_blocks: bool = False) -> Visible:
     if form.chunk:
         spans = [chunk for span in spans for chunk in _chunks(span, form.chunk)]
     longest = max(end - first for _, first, end, _, _ in spans)
-    on_gpu = [0, *(end for _, _, end, _, _ in spans)] if torch.device(device).type != "cpu" else []
+    kind = torch.device(device).type
+    ends = torch.tensor([0, *(end for _, _, end, _, _ in spans)] if kind != "cpu" else [], dtype=torch.int32)
+    ends = ends.pin_memory() if kind == "cuda" else ends  # nothing waits for a copy from pinned memory
     return Visible(
         torch.tensor([*spans, (0, 0, 0, 0, 0)]),  # torch.compile takes a length of 1 for a constant
         form.left,
         form.right,
         kept(spans, form.left, form.right) if torch.is_grad_enabled() else 0,
-        torch.tensor(on_gpu, dtype=torch.int32, device=device),
+        ends.to(device, non_blocking=True),
         longest,
+        visible_blocks(spans, form.left, form.right, device) if has_blocks else None,
     )
 
 
