@@ -172,7 +172,7 @@ def _can_do(architecture: str, objective: Objective) -> bool:
 
 
 def _train(learner: Learner, rows: Rows) -> tuple[float, float]:
-    """The loss of all rows, without dropout, before training, and the least of it until they are learnt (or step 60)."""
+    """The loss of all rows, without dropout: before training, and the least until they are learnt (or step 60)."""
     method, model = learner.method, learner.model
     optimizer = torch.optim.AdamW(learner.trainable().values(), lr=max(RATE, method.learning_rate))
     first = last = _loss(learner, rows)
