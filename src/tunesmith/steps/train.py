@@ -28,7 +28,7 @@ from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import default_metrics
 from tunesmith.steps.opening import with_named_run
 from tunesmith.steps.resuming import Resumption, record_work
-from tunesmith.steps.train_choices import kept_precision, settle
+from tunesmith.steps.train_choices import kept_attention, kept_precision, settle, settle_attention
 from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import head, tail, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
@@ -76,7 +76,7 @@ def resume(run: RunFolder, *, emit: Emit, overrides: Sequence[str] = (), allow: 
             return _train_tasks(recipe, emit, lambda: run, going_on)
         data = load_data(recipe.data, seed=recipe.seed, emit=emit)
         going_on.check_data(data.card())
-        work = Work.prepare(resolve(recipe, data), data, emit, precision=kept_precision(run))
+        work = Work.prepare(resolve(recipe, data), data, emit, precision=kept_precision(run), attention=kept_attention(run))
         going_on.begin(work.recipe)
         return _carry_out(run, work.recipe, lambda: _train(run, work, going_on.allowed))
 
@@ -165,6 +165,7 @@ def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     started = time.perf_counter()
     recipe, emit = work.recipe, work.emit
     settle(run, work.learner.precision, recipe.model.precision)
+    settle_attention(run, work.learner, recipe.train.attention)
     record_work(run, work)
     loop = make_loop(run, work)
     first = loop.restore(allowed)
@@ -178,6 +179,7 @@ def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")
     if not is_whole(run.model):
         publish_model(run, work)
+        let_go()
     emit(Saved(STEP, str(run.model), "model"))
     after = score_rows(recipe, load_trained(run.model), work.held_out, emit, "scoring the result")
     write_report(run, work, state, after)
