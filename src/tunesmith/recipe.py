@@ -169,6 +169,10 @@ class TrainSettings(Settings):
     """Gradients are scaled down to this norm; 0 switches it off."""
     packing: Literal["auto", "on", "off"] = "auto"
     """Put several examples into one row without attention between them; `auto` where the model can."""
+    attention: Literal["auto", "flash_attn", "varlen", "flex", "sdpa", "plain"] = "auto"
+    """What packed rows go through on a GPU: the package flash_attn, PyTorch's varlen or flex attention, its kernel one
+    example at a time, or plain products; `auto`: the first of these that can do all layers and gives what the model
+    gives. A CPU has one of its own."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
     """Where frozen blocks' output is kept, so that they run once a row; `auto`: in a quarter of the free memory, else
     in half of the free disk, else not at all. Takes part where a method freezes the first blocks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -98,7 +99,10 @@ def test_it_learns(tmp_path):
 def test_what_it_says_on_the_way(tmp_path):
     run, events = _train(tmp_path, "llama", "causal", CHATS)
     (started,) = [event for event in events if isinstance(event, Started)]
-    assert [label for label, _ in started.lines] == ["run", "model", "data", "method", "plan", "memory", "blocks"]
+    assert [label for label, _ in started.lines] == [
+        *("run", "model", "machine", "data", "method", "plan", "memory", "blocks")
+    ]
+    assert re.search(r" · \d+ threads?: \w", dict(started.lines)["machine"]), "how many, and why"
     assert str(run.path) in started.on_interrupt
     marks = [(event.at, event.of) for event in events if isinstance(event, Metric)]
     assert marks == [(3, 6), (6, 6)]
@@ -172,7 +176,7 @@ def test_rows_that_only_judge_are_refused(tmp_path):
 
 
 def test_packing_that_would_mix_examples_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tunesmith.training.learner.why_not_packed", lambda model, size: "they would mix")
+    monkeypatch.setattr("tunesmith.training.learner.why_not_packed", lambda model, size, kernel: "they would mix")
     fault = _refused(tmp_path, "llama", "causal", CHATS, train={**TRAIN, "packing": "on"})
     assert fault.code == "cannot_pack" and fault.message == "rows cannot be packed: they would mix."
 

@@ -35,7 +35,17 @@ def gpu_attention(
     *,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale Q K^T) V within each example of one packed row, by one of `KERNELS`: [B, T, H, D]."""
+    """softmax(scale Q K^T) V within each example of one packed row, by one of `KERNELS`: [B, T, H, D].
+
+    Raises:
+        NotImplementedError: The kernel cannot do what the layer asks for.
+    """
+    if sinks_H is not None and kernel not in {"flex", "plain"}:
+        raise NotImplementedError("attention sinks")
+    if attend.softcap and kernel in {"varlen", "sdpa"}:
+        raise NotImplementedError("softcapping")
+    if attend.dropout and kernel in {"varlen", "flex"}:
+        raise NotImplementedError("dropout of attention")
     states = (query_BHTD, key_BKTD, value_BKTD)
     if kernel == "flash_attn":
         return flash_attn(*states, visible, attend)

@@ -136,10 +136,9 @@ def packed_inputs(lengths: Sequence[int], device: torch.device | str = "cpu") ->
 
 
 def kernel_of(model: nn.Module) -> str:
-    """The GPU's kernel that a model's packed rows go through; "own" where the model's attention stayed, "" on a CPU."""
+    """The GPU's kernel that a model's packed rows go through; "" on a CPU, or where its own attention stayed."""
     config: Any = model.config
-    by_name = {name: kernel for kernel, name in ON_GPU.items()}
-    return by_name.get(config._attn_implementation, "" if config._attn_implementation == NAME else "own")
+    return next((kernel for kernel, name in ON_GPU.items() if name == config._attn_implementation), "")
 
 
 def why_not_packed(model: nn.Module, vocabulary_size: int, kernel: str = "auto") -> str:
@@ -169,8 +168,10 @@ def why_not_packed(model: nn.Module, vocabulary_size: int, kernel: str = "auto")
 def _names(model: nn.Module, vocabulary_size: int, kernel: str) -> tuple[str, ...]:
     """This module's attentions that are worth trying on the model, best first."""
     device = next(model.parameters()).device
-    if device.type != "cuda":
+    if device.type == "cpu":
         return (NAME,)
+    if device.type != "cuda":
+        return (ON_GPU["sdpa"], ON_GPU["plain"])
     wants: list[Wanted] = []
     token = _wanted.set(wants)
     was_training = model.training

@@ -76,7 +76,8 @@ def resume(run: RunFolder, *, emit: Emit, overrides: Sequence[str] = (), allow: 
             return _train_tasks(recipe, emit, lambda: run, going_on)
         data = load_data(recipe.data, seed=recipe.seed, emit=emit)
         going_on.check_data(data.card())
-        work = Work.prepare(resolve(recipe, data), data, emit, precision=kept_precision(run), attention=kept_attention(run))
+        kept: dict[str, Any] = {"precision": kept_precision(run), "attention": kept_attention(run)}
+        work = Work.prepare(resolve(recipe, data), data, emit, **kept)
         going_on.begin(work.recipe)
         return _carry_out(run, work.recipe, lambda: _train(run, work, going_on.allowed))
 

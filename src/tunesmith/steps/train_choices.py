@@ -1,6 +1,7 @@
-"""What a new run takes from the machine's measurements, and a resumed one from its own folder: precision, threads.
+"""What a new run takes from the machine's measurements, and a resumed one from its own folder: precision, threads,
+and a GPU's attention.
 
-Both decide last digits, so a run keeps them (training/choices.py) even where it goes on somewhere else.
+They decide last digits, so a run keeps them (training/choices.py) even where it goes on somewhere else.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import os
 import torch
 
 from tunesmith.core.run import RunFolder
-from tunesmith.models.machine import Precision
+from tunesmith.kernels.packed_attention import kernel_of
+from tunesmith.models.machine import Precision, preferred_precision
 from tunesmith.models.rates import measured
 from tunesmith.training.choices import Choice, choices, decided
+from tunesmith.training.learner import Learner
 
 
 def kept_precision(run: RunFolder) -> Precision | None:
@@ -21,6 +24,19 @@ def kept_precision(run: RunFolder) -> Precision | None:
     if kept is None:
         return None
     return "bf16" if kept.value == "bf16" else "fp32"
+
+
+def kept_attention(run: RunFolder) -> str | None:
+    """The kernel that a run's packed rows have gone through on a GPU; None where none was chosen."""
+    kept = choices(run).get("attention")
+    return None if kept is None else str(kept.value)
+
+
+def settle_attention(run: RunFolder, learner: Learner, wish: str) -> None:
+    """Keep the kernel that packed rows go through on a GPU."""
+    if kernel := kernel_of(learner.model) if learner.layout.is_packed else "":
+        why = "the best here that can do all layers and gives what the model gives"
+        decided(run, "attention", lambda: Choice(kernel, why if wish == "auto" else f"train.attention is {wish}"))
 
 
 def settle(run: RunFolder, precision: Precision, wish: str) -> None:
@@ -35,9 +51,18 @@ def settle(run: RunFolder, precision: Precision, wish: str) -> None:
     torch.set_num_threads(int(threads.value))
 
 
+def machine_line(run: RunFolder, precision: Precision) -> str:
+    """What a settled run computes with, and why, in words."""
+    ratio = preferred_precision("auto")[1]
+    speed = f" ({ratio:.1f} times fp32 on this machine)" if precision == "bf16" and ratio else ""
+    threads = choices(run)["threads"]
+    number = f"{threads.value} thread{'' if threads.value == 1 else 's'}"
+    return f"{precision}{speed} · {number}: {threads.why}"
+
+
 def _threads() -> Choice:
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return Choice(torch.get_num_threads(), "OMP_NUM_THREADS")
+        return Choice(torch.get_num_threads(), "OMP_NUM_THREADS says so")
     found = measured()
     tried = " and ".join(found.tried)
     return Choice(found.threads, f"the fastest of {tried}" if len(found.tried) > 1 else "one for each core")

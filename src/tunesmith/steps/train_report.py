@@ -13,10 +13,12 @@ from tunesmith.core.records import Outcome, Score
 from tunesmith.core.run import RunFolder
 from tunesmith.models.anatomy import num_parameters
 from tunesmith.models.cost import cost_of
-from tunesmith.models.machine import peak_memory_bytes, preferred_precision
+from tunesmith.models.machine import peak_memory_bytes
 from tunesmith.models.number_head import unit_line
 from tunesmith.steps.evaluate import Evaluation, before_after
+from tunesmith.steps.train_choices import machine_line
 from tunesmith.steps.train_work import STEP, Work
+from tunesmith.training.attention import packed
 from tunesmith.training.checkpoint import TrainingState
 from tunesmith.training.frozen import FrozenPlan
 
@@ -90,9 +92,8 @@ def head(
     num_rows = f"{count(len(work.data.train))} train, {count(len(work.data.validation))} validation"
     source = recipe.data.source if isinstance(recipe.data.source, str) else f"{len(recipe.data.source)} sources"
     test = f", {count(len(work.data.test))} test" if work.data.test else ""
-    ratio = preferred_precision("auto")[1]
-    speed = f" ({ratio:.1f} times fp32 on this machine)" if learner.precision == "bf16" and ratio else ""
-    layout = f"padded, in groups of like length: {learner.padded_because}" if learner.padded_because else "packed"
+    why = learner.padded_because
+    layout = f"padded, in groups of like length: {why}" if why else packed(learner.model)
     often = work.data.copies
     rows = work.rows
     read = sum(int(rows.lengths[rows.rows_of(name)].sum()) * often.get(name, 1.0) for name in rows.names)
@@ -108,7 +109,8 @@ def head(
         {"run": str(run.path), "steps": num_steps, "trainable": trainable, "resumed_at": first, "cache": frozen.line()},
         (
             ("run", f"{run.path}{resumed}"),
-            ("model", f"{recipe.model.name} · {millions(total)} parameters · {learner.precision}{speed}"),
+            ("model", f"{recipe.model.name} · {millions(total)} parameters"),
+            ("machine", machine_line(run, learner.precision)),
             ("data", f"{Path(source).name} · {num_rows}{test} rows{learnt}"),
             *((("numbers", unit),) if (unit := unit_line(learner.model)) else ()),
             ("method", f"{recipe.method.summary()} · {cost.line()}{new_head}"),

@@ -31,9 +31,11 @@ from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import Evaluation, default_metrics, refuse_unfit
 from tunesmith.steps.resuming import record_work
 from tunesmith.steps.train import resolve
+from tunesmith.steps.train_choices import machine_line, settle
 from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import training_values, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
+from tunesmith.training.attention import packed
 from tunesmith.training.encode import Rows
 from tunesmith.training.loop import Loop
 from tunesmith.training.mixture import Mixture
@@ -94,7 +96,9 @@ def train_joint(run: RunFolder, joint: JointWork, allowed: Sequence[str] = ()) -
     """Train, publish every task's model, load what was published, score it, report."""
     started = time.perf_counter()
     emit, works = joint.emit, joint.works
-    record_work(run, next(iter(works.values())))
+    first_work = next(iter(works.values()))
+    settle(run, first_work.learner.precision, joint.recipe.model.precision)
+    record_work(run, first_work)
     loop = joint.loop(run)
     first = loop.restore(allowed)
     emit(_head(run, joint, loop, first))
@@ -205,11 +209,11 @@ def _head(run: RunFolder, joint: JointWork, loop: Loop, first: int) -> Started:
     total, trainable = sum(model.values()), sum(parameter.numel() for parameter in loop.tensors.values())
     resumed = f" · goes on after step {first}" if first else ""
     lines = [("run", f"{run.path}{resumed}")]
-    precision = next(iter(works.values())).learner.precision
-    lines.append(("model", f"{recipe.model.name} · {millions(total)} parameters, {len(works)} heads · {precision}"))
+    lines.append(("model", f"{recipe.model.name} · {millions(total)} parameters, {len(works)} heads"))
+    lines.append(("machine", machine_line(run, next(iter(works.values())).learner.precision)))
     for name, work in works.items():
         assert isinstance(work.recipe.objective, Objective)
-        layout = f"padded: {why}" if (why := work.learner.padded_because) else "packed"
+        layout = f"padded: {why}" if (why := work.learner.padded_because) else packed(work.learner.model)
         rows = f"{count(len(work.data.train))} train, {count(len(work.data.validation))} validation"
         test = f", {count(len(work.data.test))} test" if work.data.test else ""
         often = f" · each read {joint.data.copies[name]:.3g} times an epoch" if joint.data.copies[name] != 1 else ""

@@ -22,6 +22,7 @@ from tunesmith.models.predict import LocalPredictor
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Recipe
 from tunesmith.steps.evaluate import Evaluation, evaluate_predictor, spread
+from tunesmith.training.attention import require_gpu
 from tunesmith.training.compiling import require_compiler
 from tunesmith.training.encode import Encoding, Rows
 from tunesmith.training.learner import Learner
@@ -50,11 +51,17 @@ class Work:
 
     @staticmethod
     def prepare(
-        recipe: Recipe, data: DataSet, emit: Emit, *, is_scored: bool = True, precision: Precision | None = None
+        recipe: Recipe,
+        data: DataSet,
+        emit: Emit,
+        *,
+        is_scored: bool = True,
+        precision: Precision | None = None,
+        attention: str | None = None,
     ) -> Work:
         """Everything ready; a trial of a search leaves out the scores of the base (`is_scored`).
 
-        `precision` is that of a run that goes on; otherwise the recipe's, which may ask the machine.
+        `precision` and `attention` are those of a run that goes on; otherwise the recipe's, which may ask the machine.
         """
         torch.manual_seed(recipe.seed)
         objective = recipe.objective
@@ -64,6 +71,7 @@ class Work:
         recipe.train.optimizer.check_method(method.name, trains_base_weights=method.trains_base_weights)
         _require_trackers(recipe)
         require_compiler(recipe.train, device())
+        require_gpu(recipe.train.attention, device())
         if not data.validation:
             raise UserError(
                 "there are no validation rows, and the best weights are chosen by them.",
@@ -113,6 +121,7 @@ class Work:
             objective=objective,
             precision=precision,
             packing=recipe.train.packing,
+            attention=attention or recipe.train.attention,
             head_factor=1.0 if recipe.train.head_lr == "auto" else recipe.train.head_lr,
         )
         return Work(recipe, data, held_out, loaded, learner, rows, validation, max_length, before, emit)

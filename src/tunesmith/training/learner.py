@@ -21,8 +21,10 @@ from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
 from tunesmith.models.probe import probe
 from tunesmith.objectives.base import Batch, Features, Layout, Metrics, Objective
+from tunesmith.training.attention import check_kernel
 from tunesmith.training.frozen import FrozenStates
 
+PACKING_IS_OFF = "train.packing is off"
 STATES = "frozen_states"
 """The entry of a batch's `extra` with what its rows' frozen blocks give."""
 
@@ -46,7 +48,7 @@ class Learner:
     """By what the learning rates of a new head's weights are multiplied, by name."""
 
     @staticmethod
-    def make(
+    def make(  # noqa: PLR0913 - the precision, packing and attention of a recipe, each with a reason to be given alone
         loaded: Loaded,
         model: nn.Module,
         *,
@@ -54,21 +56,23 @@ class Learner:
         objective: Objective,
         precision: Literal["bf16", "fp32"],
         packing: Literal["auto", "on", "off"],
+        attention: str = "auto",
         head_factor: float = 1.0,
     ) -> Learner:
         """A learner for `model`, which is `loaded.model` with the method attached.
 
-        The weights of a new head learn `head_factor` times as fast.
+        The weights of a new head learn `head_factor` times as fast; `attention` is the kernel of packed rows on a GPU.
 
         Raises:
-            UserError: Packing is asked for and cannot be, with the reason.
+            UserError: Packing or a kernel of attention is asked for and cannot be, with the reason.
         """
         device = next(model.parameters()).device
         config: Any = loaded.model.config
         if objective.task != "causal":
             reason = "only decoders that write text are packed"
         else:
-            reason = "train.packing is off" if packing == "off" else why_not_packed(model, config.vocab_size)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and device.type != "cpu"):
+                reason = why_not_packed(model, config.vocab_size, attention) if packing != "off" else PACKING_IS_OFF
         if packing == "on" and reason:
             raise UserError(
                 f"rows cannot be packed: {reason}.",
@@ -76,6 +80,7 @@ class Learner:
                 where=loaded.name,
                 remedy="Set train.packing=auto; rows of like length then go together.",
             )
+        check_kernel(model, attention, is_packed=not reason and device.type != "cpu")
         if reason:
             attend_padded(model, config.vocab_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):  # a new head is fp32
