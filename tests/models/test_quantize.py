@@ -32,7 +32,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-def base(folder: Path, kind: Any, architecture: str = "llama", method: str = "lora", precision: Any = "fp32") -> Loaded:
+def base(folder: Path, kind: Any, architecture: str = "llama", method: Any = "lora", precision: Any = "fp32") -> Loaded:
     pytest.importorskip("bitsandbytes")
     if not (folder / "base").is_dir():
         write_tiny(folder / "base", architecture, **(WIDE if architecture in ("llama", "bert") else {}))
@@ -151,6 +151,13 @@ def test_in_bf16_it_answers_without_autocast_as_it_is_published(kind: str, name:
     assert torch.allclose(opened(input_ids=IDS).logits.float(), fused.float(), atol=0.1)
     answered = opened.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=2, do_sample=False)
     assert answered.shape == (2, IDS.shape[1] + 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_type_of_pefts_answers_in_bf16_without_autocast(kind: str, tmp_path: Path) -> None:
+    method = build("methods", {"name": "peft", "type": "PVERA", "settings": {"r": 8}})
+    attached: Any = method.attach(base(tmp_path, kind, precision="bf16", method=method.spec()).model).eval()
+    assert attached(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
 def test_the_adapter_opens_on_the_plain_base_too(tmp_path: Path) -> None:

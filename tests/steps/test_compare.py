@@ -10,8 +10,11 @@ import pytest
 from tunesmith.core.errors import Interrupted, UserError
 from tunesmith.core.events import Event, Finished, Metric, Started, silent
 from tunesmith.core.publish import sha256
-from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.data.load import load_data
+from tunesmith.recipe import Recipe, make_recipe, override_recipe
 from tunesmith.steps.compare import Comparison, compare
+from tunesmith.steps.compare_cells import Unit
+from tunesmith.steps.compare_work import Work
 
 FACTS = [("tank", "two litres"), ("filter", "three months"), ("pump", "fifteen bar"), ("cord", "one metre")]
 
@@ -165,6 +168,26 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(recipe: Recipe, tmp_pat
     with pytest.raises(Interrupted, match="what is done is kept, and the same command goes on"):
         compare(recipe, emit=stop, out=tmp_path)
     assert len(list((tmp_path / "cells").iterdir())) == 1
+
+
+def test_only_what_decides_a_row_makes_it_be_done_again(recipe: Recipe, tmp_path: Path) -> None:
+    def files(changed: Recipe) -> list[str]:
+        work = Work.plan(changed, load_data(changed.data, seed=changed.seed), tmp_path, silent)
+        return [Unit(name, changed.seed).file(work).name for name, _ in work.rows]
+
+    def same(changed: Recipe) -> list[bool]:
+        return [one == other for one, other in zip(files(recipe), files(changed), strict=True)]
+
+    assert same(override_recipe(recipe, train={"steps": 3}, method="full")) == [True, True, True, False, False]
+    assert same(override_recipe(recipe, train={"trackers": ["tensorboard"], "checkpoints": 1})) == [True] * 5
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    elsewhere = override_recipe(recipe, data={"documents": str(pages)})
+    (pages / "one.md").write_text("# One\n\nThe pump has a filter.", encoding="utf-8")
+    before = files(elsewhere)
+    (pages / "one.md").write_text("# One\n\nThe pump has two filters.", encoding="utf-8")
+    kept = [one == other for one, other in zip(before, files(elsewhere), strict=True)]
+    assert kept == [True, True, False, True, True], "only retrieval reads the pages"
 
 
 def test_a_changed_file_is_noticed(comparison: Comparison, recipe: Recipe, tmp_path: Path) -> None:

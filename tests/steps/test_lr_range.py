@@ -55,6 +55,22 @@ def test_a_loss_that_never_falls_gives_no_suggestion() -> None:
     with pytest.raises(UserError) as caught:
         suggested([Point(rate, i, i) for i, rate in enumerate(rates(1e-6, 1.0, 50))])
     assert caught.value.code == "no_rate"
+    assert caught.value.message == (
+        "the loss fell at no learning rate: smoothed, it went from 10 at 1.7e-05 to 49 at 1.0e+00."
+    )
+    assert "the first 10 only warm up" in caught.value.remedy
+
+
+def test_a_loss_that_breaks_at_once_says_so() -> None:
+    with pytest.raises(UserError, match="the loss broke after 8 steps, of which the first 10 say nothing"):
+        suggested([Point(rate, i, i) for i, rate in enumerate(rates(1e-6, 1.0, 50)[:8])])
+
+
+def test_so_few_steps_that_half_a_decade_holds_one_rate_still_give_a_suggestion() -> None:
+    """20 steps over 6 decades lie 0.32 decades apart: slopes were measured over one rate, and never found."""
+    points = [Point(rate, 0.0, abs(math.log10(rate) + 1.5)) for rate in rates(1e-6, 1.0, 20)]
+    rate, lowest = suggested(points)
+    assert 1e-3 < rate < lowest < 0.1
 
 
 def test_it_ends_where_the_loss_breaks() -> None:

@@ -104,8 +104,12 @@ def test_ctrl_c_finishes_the_step_saves_and_can_go_on(tmp_path):
     straight.fit(_quiet)
     loop = _loop(tmp_path / "stopped")
     first_mark = min(validation_steps(loop.order.num_steps, 3))
+    told = []
+    loop.journal.emit = told.append
     with pytest.raises(Interrupted, match=f"stopped after step {first_mark}") as caught:
         loop.fit(lambda step: os.kill(os.getpid(), signal.SIGINT))
+    said = [event.message for event in told if isinstance(event, Warning)]
+    assert said == [f"validating after step {first_mark}, then saving; again to stop now"]
     assert caught.value.resume == f"tunesmith train --resume {tmp_path / 'stopped'}"
     resumed = _loop(tmp_path / "stopped")
     assert resumed.restore() == first_mark

@@ -82,12 +82,14 @@ def keep_layout(model: Module) -> None:
 
 
 def keep_types(adapted: Module) -> None:
-    """Let (IA)^3's layers on a quantised base answer in the type of what they read.
+    """Let adapters' layers on a quantised base answer in the type of what they read.
 
-    PEFT (0.21) has them answer in fp32 outside autocast, and attention refuses such keys beside a query in bf16.
+    PEFT (0.21) has some answer in fp32 outside autocast ((IA)^3, PVeRA), and attention refuses such keys beside a query
+    in bf16, a head such states.
     """
     for module in adapted.modules():
-        if type(module).__module__ == "peft.tuners.ia3.bnb":
+        kind = type(module).__module__
+        if kind.startswith("peft.tuners.") and kind.endswith(".bnb"):
             module.register_forward_hook(_in_the_type_read)
 
 

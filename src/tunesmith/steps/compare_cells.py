@@ -25,6 +25,8 @@ from tunesmith.steps.compare_work import Work
 FOLDER = "cells"
 DIGITS = 6
 """Decimals that are kept of a class's probability."""
+WITHOUT_EFFECT = {"trackers", "checkpoints", "snapshot"}
+"""Settings of training that change nothing of what a cell keeps; answers of a row that trains nothing need none."""
 VERSIONS = ("tunesmith", "torch", "transformers", "peft")
 
 
@@ -96,10 +98,11 @@ class Unit:
 
     def _key(self, work: Work) -> str:
         recipe, row = work.recipe, work.row(self.row)
-        whole = recipe.model_dump(mode="json", include={"data", "objective", "train", "generate", "method"})
+        whole = recipe.model_dump(mode="json", include={"data", "objective", "generate"})
+        train = recipe.train.model_dump(mode="json", exclude=WITHOUT_EFFECT) if row.method else {}
         card = work.data.card()
         decided = {
-            "recipe": whole,
+            "recipe": whole | {"train": train},
             "model": work.model(row).model_dump(mode="json"),
             "row": row.model_dump(mode="json", exclude={"title", "lr", "model", "against"}),
             "unit": asdict(self) | {"row": ""},
@@ -110,6 +113,7 @@ class Unit:
             "data": [card["files"], card["contents_sha256"]],
             "versions": [environment()["packages"].get(name) for name in VERSIONS],
             "run": _run_key(row.run) if row.run else "",
+            "documents": [asdict(one) for one in work.documents] if row.prompting.needs_documents else [],
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 

@@ -31,6 +31,8 @@ WORSE = 1.5
 """or so many times what it was at the beginning (a language model's loss ends at the logarithm of its vocabulary)."""
 WINDOW = 0.5
 """Decades of learning rates over which a slope is measured: shorter ones follow the noise of single steps."""
+REACH = 2
+"""Rates on either side that a slope is measured over at least; few steps lie further apart than `WINDOW`."""
 LEAST_STEPS = 20
 WARMING = 10
 """The first steps say nothing: the smoothed loss has no past there, and AdamW has no moments."""
@@ -133,26 +135,41 @@ def suggested(points: Sequence[Point]) -> tuple[float, float]:
     """The rate at which the smoothed loss falls fastest per decade, and the one at which it is lowest.
 
     Looked for between the first steps and the lowest loss; a slope is that of the least-squares line over half a
-    decade around the rate.
+    decade around the rate, or over five rates where steps are few.
 
     Raises:
         UserError: The loss fell nowhere.
     """
     after = points[WARMING:]
     place = min(range(len(after)), key=lambda i: after[i].smoothed, default=0)
+    spacing = math.log10(points[1].rate / points[0].rate) if len(points) > 1 else 0.0
+    half = max(WINDOW / 2, REACH * spacing) * (1 + 1e-9)
     steepest, rate = 0.0, 0.0
     for point in after[: place + 1]:
-        near = [one for one in points if abs(math.log10(one.rate / point.rate)) <= WINDOW / 2]
-        slope = _slope(near)
+        slope = _slope([one for one in points if abs(math.log10(one.rate / point.rate)) <= half])
         if slope < steepest:
             steepest, rate = slope, point.rate
     if not rate:
-        raise UserError(
-            "the loss fell at no learning rate.",
-            code="no_rate",
-            remedy="Give it more rates with --steps, or lower ones with --low; and look at the rows.",
-        )
+        raise _no_rate(points)
     return float(f"{rate:.2g}"), after[place].rate
+
+
+def _no_rate(points: Sequence[Point]) -> UserError:
+    """What was seen instead of a fall, and what can be done about it."""
+    if len(points) <= WARMING:
+        seen = f"the loss broke after {len(points)} steps, of which the first {WARMING} say nothing."
+    else:
+        begin, end = points[WARMING], points[-1]
+        seen = (
+            f"the loss fell at no learning rate: smoothed, it went from {begin.smoothed:.3g} at {begin.rate:.1e} to "
+            f"{end.smoothed:.3g} at {end.rate:.1e}."
+        )
+    return UserError(
+        seen,
+        code="no_rate",
+        remedy=f"Give it more rates with --steps (the first {WARMING} only warm up; 100 is usual), lower ones with "
+        "--low, or calmer steps with a larger train.tokens_per_step.",
+    )
 
 
 def _slope(points: Sequence[Point]) -> float:

@@ -49,6 +49,7 @@ class Journal:
         self.emit = emit
         self.accelerator = accelerator
         self.spikes = SpikeWatch()
+        self.is_between_steps = False
         self._started, self._first_step = time.perf_counter(), 0
 
     def begin(self, step: int) -> None:
@@ -172,9 +173,10 @@ class Journal:
             self.emit(Warning(STEP, "not_finite", text, {"step": state.step}))
 
     def stopping(self, state: TrainingState) -> None:
-        """The user asked to stop, in the midst of the step after this state."""
-        step = min(state.step + 1, self.order.num_steps)
-        text = f"finishing step {step}, then saving; again to stop now"
+        """The user asked to stop, in the midst of the step after this state, or of what follows a step."""
+        step = state.step if self.is_between_steps else min(state.step + 1, self.order.num_steps)
+        what = f"validating after step {step}" if self.is_between_steps else f"finishing step {step}"
+        text = f"{what}, then saving; again to stop now"
         self.emit(Warning(STEP, "stopping", text, {"step": step}))
 
     def _left_seconds(self, step: int) -> float:

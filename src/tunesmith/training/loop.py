@@ -163,6 +163,7 @@ class Loop:
             while self.state.step < self.order.num_steps and not self._is_exhausted():
                 self._say_saved(writer)
                 self._step()
+                self.journal.is_between_steps = True
                 is_mark = self.state.step in marks
                 if is_mark:
                     self._validate()
@@ -172,6 +173,7 @@ class Loop:
                     writer.save(self.state)
                 if request.is_made:
                     break
+                self.journal.is_between_steps = False
             writer.wait()
             self._say_saved(writer)
             if request.is_made:
