@@ -102,7 +102,7 @@ def test_what_it_says_on_the_way(tmp_path):
     assert [label for label, _ in started.lines] == [
         *("run", "model", "machine", "data", "method", "plan", "memory", "blocks")
     ]
-    assert re.search(r" · \d+ threads?: \w", dict(started.lines)["machine"]), "how many, and why"
+    assert re.search(r" · \d+ threads? \(\w", dict(started.lines)["machine"]), "how many, and why"
     assert str(run.path) in started.on_interrupt
     marks = [(event.at, event.of) for event in events if isinstance(event, Metric)]
     assert marks == [(3, 6), (6, 6)]

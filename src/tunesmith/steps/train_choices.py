@@ -57,12 +57,12 @@ def machine_line(run: RunFolder, precision: Precision) -> str:
     speed = f" ({ratio:.1f} times fp32 on this machine)" if precision == "bf16" and ratio else ""
     threads = choices(run)["threads"]
     number = f"{threads.value} thread{'' if threads.value == 1 else 's'}"
-    return f"{precision}{speed} · {number}: {threads.why}"
+    return f"{precision}{speed} · {number} ({threads.why})"
 
 
 def _threads() -> Choice:
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return Choice(torch.get_num_threads(), "OMP_NUM_THREADS says so")
+        return Choice(torch.get_num_threads(), "OMP_NUM_THREADS")
     found = measured()
     tried = " and ".join(found.tried)
     return Choice(found.threads, f"the fastest of {tried}" if len(found.tried) > 1 else "one for each core")
