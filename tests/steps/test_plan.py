@@ -13,10 +13,13 @@ from tunesmith.core.errors import UserError
 from tunesmith.models.tiny import write_tiny
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.steps.plan import Plan, plan
+from tunesmith.training.memory import Sizes, memory_of
+from tunesmith.training.trace import Trace, Work
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("plan")
     rows = [
         {
             "messages": [
@@ -26,11 +29,17 @@ def folder(tmp_path: Path) -> Path:
         }
         for n in range(60)
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    write_tiny(tmp_path / "model", "llama")
-    for weights in (tmp_path / "model").glob("*.safetensors"):
+    (made / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    write_tiny(made / "model", "llama")
+    for weights in (made / "model").glob("*.safetensors"):
         weights.unlink()  # a configuration and a tokenizer are enough
-    return tmp_path
+    return made
+
+
+@pytest.fixture(scope="module")
+def own(folder: Path) -> Plan:
+    """The plan of a folder without weights, with all that a plan tells."""
+    return plan(recipe(folder))
 
 
 def recipe(folder: Path, model: str = "", **sections: Any) -> Recipe:
@@ -44,8 +53,8 @@ def planned(given: Recipe, **others: Any) -> Plan:
     return plan(given, **{"has_alternatives": False, **others})
 
 
-def test_a_folder_without_weights_is_planned(folder: Path) -> None:
-    found = planned(recipe(folder))
+def test_a_folder_without_weights_is_planned(own: Plan) -> None:
+    found = own
     assert found.fits
     assert found.sentence.startswith("It fits: peak ")
     assert found.estimate.is_packed
@@ -99,12 +108,32 @@ def test_what_does_not_fit_says_which_settings_would(folder: Path) -> None:
     assert any("adamw_8bit" in word for one in found.alternatives for word in one.overrides)
 
 
-def test_alternatives_of_what_fits_are_other_methods(folder: Path) -> None:
-    found = plan(recipe(folder))
+def test_alternatives_of_what_fits_are_other_methods(own: Plan) -> None:
+    found = own
     titles = [one.title for one in found.alternatives]
     assert "full" in titles
     full = found.alternatives[titles.index("full")]
     assert full.trainable == found.estimate.sizes.total - found.estimate.sizes.trainable
+
+
+def test_a_copy_for_a_checkpoint_counts_beside_training_only_where_training_goes_on() -> None:
+    sizes = Sizes(trainable=100, total=100, weight_bytes=400, trained_bytes=400, optimizer_bytes=800)
+    told = [
+        memory_of(
+            sizes,
+            Trace(Work(1000.0, *[0.0] * 7), ()),
+            accumulates=True,
+            snapshot_bytes=1200,
+            has_early_snapshot=early,
+            file_bytes=5000,
+            slack=1.0,
+            gaps=1.0,
+        )
+        for early in (True, False)
+    ]
+    assert [one.training_bytes for one in told] == [400 + 400 + 800 + 1000 + 1200, 400 + 400 + 800 + 1000]
+    assert [one.peak_bytes for one in told] == [3800, 400 + 400 + 800 + 1200]
+    assert told[1].resident_bytes == 400 + 5000  # pages of files count as resident and are not needed
 
 
 def test_recomputed_blocks_and_smaller_micro_batches_take_less(folder: Path) -> None:

@@ -22,7 +22,7 @@ class Plan:
 
     fits: bool
     sentence: str
-    """`It fits: peak 5.9 of 24.0 GiB (± 35 %), 38 min (25 to 51)`."""
+    """`It fits: peak 5.9 of 24.0 GiB (± 15 %), 38 min (25 to 51)`."""
     peak_bytes: int
     seconds: float
     """Of training, validations and scoring."""

@@ -89,7 +89,9 @@ class Layout:
     small: tuple[Features, ...]
     """A part of it."""
     largest: tuple[Features, ...]
-    """The micro-batch that takes most memory."""
+    """The micro-batch with most places."""
+    steepest: tuple[Features, ...]
+    """The one with most pairs of queries and keys; one of the two takes most memory."""
 
 
 def lay_out(rows: SampleRows, settings: TrainSettings, seed: int, *, is_packed: bool) -> Layout:
@@ -110,11 +112,13 @@ def lay_out(rows: SampleRows, settings: TrainSettings, seed: int, *, is_packed: 
         for step in chosen
         for group in micro_batches(order.rows(step), lengths, budget, is_packed=is_packed)
     ]
+    alone = [max(rows.features, key=lambda row: row.num_tokens)]
+    candidates: list[list[Features]] = [*groups, alone]
     sizes = [_size(group, is_packed) for group in groups]
     mean = sum(sizes) / len(sizes)
     typical = min(groups, key=lambda group: abs(_size(group, is_packed) - mean))
-    longest = max(rows.features, key=lambda row: row.num_tokens)
-    largest = max([*groups, [longest]], key=lambda group: (_size(group, is_packed), _squares(group)))
+    steepest = max(candidates, key=lambda group: _pairs(group, is_packed))
+    largest = max(candidates, key=lambda group: (_size(group, is_packed), _pairs(group, is_packed)))
     return Layout(
         num_steps=num_steps,
         steps_per_epoch=per_epoch,
@@ -124,6 +128,7 @@ def lay_out(rows: SampleRows, settings: TrainSettings, seed: int, *, is_packed: 
         typical=tuple(typical),
         small=_part(typical),
         largest=tuple(largest),
+        steepest=tuple(steepest),
     )
 
 
@@ -137,8 +142,9 @@ def _size(rows: Sequence[Features], is_packed: bool) -> int:
     return sum(lengths) if is_packed else len(lengths) * max(lengths)
 
 
-def _squares(rows: Sequence[Features]) -> int:
-    return sum(row.num_tokens**2 for row in rows)
+def _pairs(rows: Sequence[Features], is_packed: bool) -> int:
+    lengths = [row.num_tokens for row in rows]
+    return sum(length**2 for length in lengths) if is_packed else len(lengths) * max(lengths) ** 2
 
 
 def _part(rows: Sequence[Features]) -> tuple[Features, ...]:

@@ -20,7 +20,7 @@ from tunesmith.steps.plan_data import Layout, SampleRows, lay_out, sample_rows, 
 from tunesmith.steps.plan_machine import Target
 from tunesmith.steps.train_work import MAX_VALIDATION_ANSWERS
 from tunesmith.training.learner import Learner
-from tunesmith.training.memory import SLACK, Memory, Sizes, memory_of
+from tunesmith.training.memory import GAPS_PACKED, GAPS_PADDED, SLACK, Memory, Sizes, memory_of
 from tunesmith.training.pace import Pace, probed
 from tunesmith.training.sketch import sketch
 from tunesmith.training.trace import Trace, Tracer, Work
@@ -147,15 +147,18 @@ def estimate(
     layout = lay_out(draft.rows, train, recipe.seed, is_packed=is_packed)
     sizes = Sizes.of(learner, train, recipe.model.quantize)
 
-    kept = _is_kept(recipe, learner)
+    kept = _is_kept(recipe, learner, layout)
     if is_rough:
-        layout = replace(layout, typical=layout.largest, small=layout.largest)
+        layout = replace(layout, typical=layout.largest, small=layout.largest, steepest=layout.largest)
     elif size(layout.typical, is_packed=is_packed) > _ALIKE * size(layout.largest, is_packed=is_packed):
         layout = replace(layout, typical=layout.largest)
     tracer = Tracer(learner)
-    costs = {rows: tracer.trace(rows) for rows in {layout.largest, layout.typical, layout.small}}
-    states = _states_bytes(draft, recipe, learner, target, costs[layout.largest])
-    memory, recomputed = _memory(recipe, target, sizes, costs[layout.largest], layout, states, precision)
+    costs = {rows: tracer.trace(rows) for rows in {layout.largest, layout.steepest, layout.typical, layout.small}}
+    costliest = max((costs[layout.largest], costs[layout.steepest]), key=_held_bytes)
+    states = _states_bytes(draft, recipe, learner, target, costliest, is_kept=kept)
+    memory, recomputed = _memory(
+        recipe, target, sizes, costliest, layout, states, precision, draft.config, is_packed=is_packed
+    )
     pace = target.pace(precision)
     is_timed = False
     if factor:
@@ -276,7 +279,7 @@ def configuration(settings: ModelSettings) -> tuple[Any, Any, tuple[str, ...]]:
     return config, load_tokenizer(ModelSettings(name=BUILT_IN)), (note,)
 
 
-def _memory(
+def _memory(  # noqa: PLR0913, PLR0917 - as above
     recipe: Recipe,
     target: Target,
     sizes: Sizes,
@@ -284,6 +287,9 @@ def _memory(
     layout: Layout,
     states: int,
     precision: Precision,
+    config: Any,
+    *,
+    is_packed: bool,
 ) -> tuple[Memory, int]:
     """The memory, and how many blocks are computed again; `auto` takes as many as fitting needs."""
     depth = sum(kind.number for kind in largest.kinds)
@@ -295,6 +301,7 @@ def _memory(
     answer = sizes.weight_bytes
     if recipe.method.trains_base_weights:
         answer = sizes.total * (2 if precision == "bf16" else 4)
+    stored = 2 if recipe.method.is_adapter and str(getattr(config, "dtype", "")).endswith("16") else 4
 
     def told(number: int) -> Memory:
         return memory_of(
@@ -304,9 +311,12 @@ def _memory(
             recomputed=number,
             states_bytes=states,
             snapshot_bytes=snapshot,
+            has_early_snapshot=recipe.train.validations > 1 and layout.num_steps > 1,
+            file_bytes=0 if target.is_cuda else stored * sizes.total,
             process_bytes=target.process_bytes,
             answer_bytes=answer,
             slack=1.0 if target.is_cuda else SLACK,
+            gaps=1.0 if target.is_cuda else GAPS_PACKED if is_packed else GAPS_PADDED,
         )
 
     wish = recipe.train.recompute
@@ -320,9 +330,13 @@ def _memory(
     return told(depth), depth
 
 
-def _states_bytes(draft: Draft, recipe: Recipe, learner: Learner, target: Target, cost: Trace) -> int:
+def _held_bytes(cost: Trace) -> float:
+    return cost.whole.kept_bytes + cost.whole.transient_bytes
+
+
+def _states_bytes(draft: Draft, recipe: Recipe, learner: Learner, target: Target, cost: Trace, *, is_kept: bool) -> int:
     """The output of frozen blocks kept in memory (training/frozen.py); 0 where it goes to disk or is not kept."""
-    if not _is_kept(recipe, learner) or recipe.train.cache == "disk":
+    if not is_kept or recipe.train.cache == "disk":
         return 0
     config = draft.config.get_text_config()
     width: Any = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
@@ -334,9 +348,9 @@ def _states_bytes(draft: Draft, recipe: Recipe, learner: Learner, target: Target
     return taken if taken < target.memory_bytes / 4 else 0
 
 
-def _is_kept(recipe: Recipe, learner: Learner) -> bool:
+def _is_kept(recipe: Recipe, learner: Learner, layout: Layout) -> bool:
     """Whether frozen blocks run once a row."""
-    is_read_again = recipe.train.epochs > 1 or recipe.train.steps > 0
+    is_read_again = layout.num_steps > layout.steps_per_epoch
     frozen = recipe.method.num_frozen_blocks(learner.model) > 0
     return bool(frozen and is_read_again and recipe.train.cache != "off" and learner.objective.is_fixed)
 

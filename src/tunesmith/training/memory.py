@@ -23,6 +23,9 @@ BITS_4, BITS_8 = (4 + 8 / 64 + 32 / (64 * 256)) / 8, 1.0
 SLACK = 1.04
 """By how much tensors take more room on a processor than they hold: pages and gaps of the allocator."""
 
+GAPS_PACKED, GAPS_PADDED = 1.05, 1.35
+"""The same for activations; padded micro-batches change their shapes from one to the next, which leaves wider gaps."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -68,27 +71,38 @@ class Memory:
     """Output of frozen blocks kept in memory."""
     process: int
     """Python, torch, transformers and the run's other possessions; on a GPU what CUDA takes."""
+    snapshot: int
+    """The copy that a checkpoint is written from, where training goes on beside it."""
+    saving: int
+    """The whole peak while the last checkpoint is written, when activations are gone."""
     publishing: int
     """The whole peak after training, when the model that was written is loaded beside the one that trained."""
+    files: int
+    """Pages of the files that are read then; they count as resident, but the system takes them back at need."""
 
     @property
     def training_bytes(self) -> int:
         """The peak while training."""
         tensors = self.weights + self.gradients + self.optimizer + self.activations + self.workspace + self.states
-        return self.process + tensors
+        return self.process + tensors + self.snapshot
 
     @property
     def peak_bytes(self) -> int:
-        """The peak of the whole run."""
-        return max(self.training_bytes, self.publishing)
+        """What the whole run needs at its peak."""
+        return max(self.training_bytes, self.saving, self.publishing)
+
+    @property
+    def resident_bytes(self) -> int:
+        """The peak as the system counts it, with pages of files."""
+        return max(self.peak_bytes, self.publishing + self.files)
 
     def parts(self) -> dict[str, int]:
         """The parts that add up to the peak while training, by name."""
-        names = ("weights", "gradients", "optimizer", "activations", "workspace", "states", "process")
+        names = ("weights", "gradients", "optimizer", "activations", "workspace", "states", "snapshot", "process")
         return {name: getattr(self, name) for name in names}
 
 
-def memory_of(
+def memory_of(  # noqa: PLR0913 - everything that decides what a run holds
     sizes: Sizes,
     trace: Trace,
     *,
@@ -96,14 +110,18 @@ def memory_of(
     recomputed: int = 0,
     states_bytes: int = 0,
     snapshot_bytes: int = 0,
+    has_early_snapshot: bool = True,
+    file_bytes: int = 0,
     process_bytes: int = 0,
     answer_bytes: int = 0,
     slack: float = SLACK,
+    gaps: float = GAPS_PACKED,
 ) -> Memory:
     """The memory of a run whose largest micro-batch is traced.
 
     `accumulates` says whether a step has several micro-batches, so that gradients are there beside activations;
     otherwise they come as activations go. `recomputed` blocks, from the first, keep their input alone.
+    `has_early_snapshot` says whether a checkpoint is written before the last step, whose copy then stays.
     `answer_bytes` are those of the weights in the type in which the finished model answers.
     """
     whole = trace.whole
@@ -113,16 +131,20 @@ def memory_of(
     turning = (sizes.trained_bytes if accumulates else 0, kept, transient)  # the backward pass begins
     bottom = (sizes.trained_bytes, 0.0, whole.below_bytes)  # it ends, in the table of embeddings
     gradients, activations, workspace = max(turning, bottom, key=sum)
-    resting = (sizes.weight_bytes + sizes.optimizer_bytes) * slack
+    resting = process_bytes + sizes.weight_bytes * slack
+    saving = resting + (sizes.trained_bytes + sizes.optimizer_bytes + snapshot_bytes) * slack
     return Memory(
         weights=round(sizes.weight_bytes * slack),
         gradients=round(gradients * slack),
-        optimizer=round((sizes.optimizer_bytes + snapshot_bytes) * slack),
-        activations=round(activations * slack),
-        workspace=round(workspace * slack),
+        optimizer=round(sizes.optimizer_bytes * slack),
+        activations=round(activations * gaps),
+        workspace=round(workspace * gaps),
         states=states_bytes,
         process=process_bytes,
-        publishing=round(process_bytes + resting + (snapshot_bytes + answer_bytes) * slack),
+        snapshot=round(snapshot_bytes * slack) if has_early_snapshot else 0,
+        saving=round(saving),
+        publishing=round(resting + answer_bytes * slack),
+        files=file_bytes,
     )
 
 

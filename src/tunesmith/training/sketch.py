@@ -62,7 +62,8 @@ def sketch(  # noqa: PLR0913 - everything that decides what a learner costs
     if quantize == "none":
         fuse_lora_layers(model)
     reason = _why_padded(model, objective, packing)
-    if not is_cuda and (not reason or _has_own_attention(model)):
+    has_mixed_head = precision == "bf16" and task in LABELLED and not method.trains_base_weights
+    if not is_cuda and not (reason and has_mixed_head) and (not reason or _has_own_attention(model)):
         model.config._attn_implementation = NAME
     start = getattr(config, "decoder_start_token_id", None)
     layout = replace(
