@@ -31,9 +31,10 @@ check: $(VENV)/.has-dev
 docs: $(VENV)/.has-client
 	$(BIN)/python -m tunesmith.reports.reference docs/reference
 
-# What works with what: every method, objective and architecture is tried (about two minutes).
+# What works with what: every method, objective and architecture, and which decoders are packed (minutes).
 matrix: $(VENV)/.has-dev
 	cd tests && ../$(BIN)/python -m contracts.matrix
+	cd tests && ../$(BIN)/python -m contracts.packing
 
 bench: $(VENV)/.has-client $(PEER)/.has-peers
 	$(BIN)/python benchmarks/train_speed.py --peer-python $(PEER)/bin/python

@@ -37,7 +37,7 @@ def pages() -> dict[str, str]:
     return written
 
 
-MEASURED = {"matrix.md"}
+MEASURED = {"matrix.md", "packing.md"}
 """Pages beside these that are made from tests' results (`make matrix`)."""
 
 
@@ -59,6 +59,7 @@ def index_page(written: dict[str, str]) -> str:
         title, summary = text.removeprefix(NOTE).strip().split("\n\n")[:2]
         lines.append(f"- [{title.removeprefix('# ')}]({name}): {summary}")
     lines.append("- [What works with what](matrix.md): every method × objective × architecture, as the tests found it.")
+    lines.append("- [Which decoders are packed](packing.md): every model type of transformers that writes text, tried.")
     return _page("Reference", "\n".join(lines))
 
 
