@@ -9,7 +9,6 @@ copy before and the wait after, is the checkpoint's cost. It is set beside the d
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import statistics
