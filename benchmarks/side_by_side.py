@@ -104,9 +104,7 @@ def comparison(name: str, ours: float, peer_value: float, ratio: float, peer: Si
     }
 
 
-def keep(
-    out: Path, name: str, *, comparisons: Sequence[dict[str, Any]], raw: dict[str, Any], page: str, title: str = ""
-) -> None:
+def keep(out: Path, name: str, *, comparisons: Sequence[dict[str, Any]], raw: Any, page: str) -> None:
     """Print the page, and keep it with the raw numbers and its lines of latest.json, in place of those it had."""
     out.mkdir(parents=True, exist_ok=True)
     print(page)
@@ -114,8 +112,8 @@ def keep(
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     kept = [line for line in kept if not line["benchmark"].startswith(f"{name}/")]
     file.write_text(json.dumps([*kept, *comparisons], indent=2) + "\n", encoding="utf-8")
-    (out / f"{title or name}.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    (out / f"{title or name}.md").write_text(page, encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(page, encoding="utf-8")
 
 
 def machine(num_threads: int) -> str:

@@ -31,7 +31,7 @@ def table(targets: list[dict[str, str]], kept: dict[str, float]) -> list[str]:
         "# Targets",
         "",
         "Ratios, each measured in one run on one machine; the pages beside this one say which, with versions and date. "
-        "Those of a GPU are not measured: none was there.",
+        "Lines of a GPU were not measured: none was there.",
         "",
         "| work | against | target | aim | measured | |",
         "|---|---|--:|--:|--:|---|",

@@ -26,6 +26,13 @@ STALE_SECONDS = 24 * 3600.0
 """An unfinished entry that is older belongs to a process that was killed."""
 
 
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/tunesmith`, or `~/.cache/tunesmith`; made by whoever writes into it."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(root) if Path(root).is_absolute() else Path("~/.cache").expanduser()
+    return base / "tunesmith"
+
+
 @dataclass(frozen=True)
 class Cache:
     """A folder of entries; `limit_bytes` 0 keeps nothing."""
@@ -40,8 +47,6 @@ class Cache:
         Raises:
             UserError: The variable is not a number.
         """
-        root = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(root) if Path(root).is_absolute() else Path("~/.cache").expanduser()
         text = os.environ.get(LIMIT, "")
         try:
             limit = float(text) if text else DEFAULT_GIB
@@ -49,7 +54,7 @@ class Cache:
             raise UserError(
                 f"{text!r} is not a number of GiB.", code="bad_variable", where=LIMIT, remedy="Set it to e.g. 20."
             ) from None
-        return Cache(base / "tunesmith" / "rows", int(limit * 2**30))
+        return Cache(user_cache() / "rows", int(limit * 2**30))
 
     @contextmanager
     def entry(

@@ -32,6 +32,7 @@ from tunesmith.kernels.visible import Visible, borders, is_packing, visible_mask
 NAME = "tunesmith"
 ON_GPU = {kernel: f"{NAME}_{kernel.replace('flash_attn', 'fa2')}" for kernel in KERNELS}
 """The attention's name with each kernel of a GPU; transformers takes names with "flash" for its own."""
+BEHIND_VIRTUAL_TOKENS = "virtual tokens stand before every row"
 _wanted: ContextVar[list[Wanted] | None] = ContextVar("what layers ask for, while it is gathered", default=None)
 _REFUSALS = (TypeError, KeyError, ValueError, IndexError, NotImplementedError, AttributeError, RuntimeError)
 """What a model raises that does not know such masks."""
@@ -141,6 +142,12 @@ def kernel_of(model: nn.Module) -> str:
     return next((kernel for kernel, name in ON_GPU.items() if name == config._attn_implementation), "")
 
 
+def has_virtual_tokens(model: nn.Module) -> bool:
+    """Whether an adapter puts virtual tokens before every row; in a pack only the first example would have them."""
+    adapter: Any = getattr(model, "active_peft_config", None)
+    return adapter is not None and adapter.is_prompt_learning
+
+
 def why_not_packed(model: nn.Module, vocabulary_size: int, kernel: str = "auto") -> str:
     """Why this very model cannot read packed examples; empty where it gives them the logits that it gives them alone.
 
@@ -149,9 +156,8 @@ def why_not_packed(model: nn.Module, vocabulary_size: int, kernel: str = "auto")
     this module's, or its own with transformers' masks between examples, which computes the whole row's square. On a GPU
     `kernel` names the only kernel to be tried; `auto` tries those that can do all layers, best first.
     """
-    adapter: Any = getattr(model, "active_peft_config", None)
-    if adapter is not None and adapter.is_prompt_learning:
-        return "virtual tokens stand before every row"  # packed, they would stand before the first example only
+    if has_virtual_tokens(model):
+        return BEHIND_VIRTUAL_TOKENS
     config: Any = model.config
     if any(getattr(one, key, None) for one in (config, config.get_text_config()) for key in SPARSE):
         return "its attention picks keys in long rows, which no trial on short ones can see"

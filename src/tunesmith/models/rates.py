@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from tunesmith.core.cache import user_cache
 from tunesmith.core.errors import UserError
 from tunesmith.core.publish import write_json
 
@@ -142,11 +143,9 @@ def processor_name() -> str:
 
 def cache_file() -> Path:
     """Where this machine's rates are remembered."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(root) if Path(root).is_absolute() else Path("~/.cache").expanduser()
     flags = torch.backends.cpu.get_cpu_capability()
     key = f"{processor_name()}|{flags}|{thread_candidates()}|{torch.__version__}"
-    return folder / "tunesmith" / f"machine-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return user_cache() / f"machine-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _flops(dtype: torch.dtype) -> float:

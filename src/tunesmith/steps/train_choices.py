@@ -12,7 +12,7 @@ import torch
 
 from tunesmith.core.run import RunFolder
 from tunesmith.kernels.packed_attention import kernel_of
-from tunesmith.models.machine import Precision, preferred_precision
+from tunesmith.models.machine import Precision, Wish, preferred_precision
 from tunesmith.models.rates import measured
 from tunesmith.training.choices import Choice, choices, decided
 from tunesmith.training.learner import Learner
@@ -39,12 +39,12 @@ def settle_attention(run: RunFolder, learner: Learner, wish: str) -> None:
         decided(run, "attention", lambda: Choice(kernel, why if wish == "auto" else f"train.attention is {wish}"))
 
 
-def settle(run: RunFolder, precision: Precision, wish: str) -> None:
+def settle(run: RunFolder, precision: Precision, wish: Wish) -> None:
     """Keep the run's precision, and compute with its number of threads from here on.
 
     `OMP_NUM_THREADS` decides for a new run where the user has set it, else what was measured to be fastest.
     """
-    ratio = measured().rates.ratio if wish == "auto" and not torch.cuda.is_available() else 0.0
+    ratio = preferred_precision(wish)[1]
     why = f"products are {ratio:.1f} times as fast as in fp32" if ratio else f"model.precision is {wish}"
     decided(run, "precision", lambda: Choice(precision, why))
     threads = decided(run, "threads", _threads)

@@ -131,8 +131,8 @@ class Encoding:
         """The rows of an example, those without a learnt token among them."""
         return self.objective.encode(example, self.tokenizer, max_length=self.max_length, labels=self.labels)
 
-    def chunk(self, examples: Sequence[Example]) -> Chunk:
-        """The rows that can be trained on, as arrays, and what was lost on the way."""
+    def rows(self, examples: Sequence[Example]) -> tuple[list[tuple[Features, Origin, str]], Loss, Loss]:
+        """The rows that can be trained on, each with its origin and source; what was cut; what was left out."""
         rows: list[tuple[Features, Origin, str]] = []
         cut, empty = Loss(), Loss()
         for example in examples:
@@ -143,6 +143,11 @@ class Encoding:
                     rows.append((piece, example.origin, example.source_name))
                 else:
                     empty.add(Loss(str(example.origin), 0, 1))
+        return rows, cut, empty
+
+    def chunk(self, examples: Sequence[Example]) -> Chunk:
+        """The rows that can be trained on, as arrays, and what was lost on the way."""
+        rows, cut, empty = self.rows(examples)
         return make_chunk(rows, len(examples), cut, empty)
 
 
@@ -159,24 +164,12 @@ def encode_rows(
     Raises:
         UserError: No row has a token that is learnt.
     """
-    encoding = Encoding(objective, tokenizer, max_length, tuple(labels))
-    features: list[Features] = []
-    origins: list[str] = []
-    sources: list[str] = []
-    cut, empty = Loss(), Loss()
-    for example in examples:
-        for piece in encoding.pieces(example):
-            if piece.num_cut:
-                cut.add(Loss(str(example.origin), piece.num_cut, 1))
-            if piece.weight:
-                features.append(piece)
-                origins.append(str(example.origin))
-                sources.append(example.source_name)
-            else:
-                empty.add(Loss(str(example.origin), 0, 1))
-    if not features:
+    rows, cut, empty = Encoding(objective, tokenizer, max_length, tuple(labels)).rows(examples)
+    if not rows:
         raise nothing_trained(len(examples), str(examples[0].origin), max_length)
-    return Rows.of(features, origins, sources if any(sources) else ()), findings_of(cut, empty, max_length)
+    features, origins, sources = zip(*rows, strict=True)
+    named = sources if any(sources) else ()
+    return Rows.of(features, [str(origin) for origin in origins], named), findings_of(cut, empty, max_length)
 
 
 def nothing_trained(num_examples: int, where: str, max_length: int) -> UserError:

@@ -24,9 +24,16 @@ from tunesmith.objectives.base import Batch, Features, Layout, Metrics, Objectiv
 from tunesmith.training.attention import check_kernel
 from tunesmith.training.frozen import FrozenStates
 
+NOT_WRITING = "only decoders that write text are packed"
 PACKING_IS_OFF = "train.packing is off"
 STATES = "frozen_states"
 """The entry of a batch's `extra` with what its rows' frozen blocks give."""
+
+
+def layout_of(tokenizer: Any, config: Any, *, is_packed: bool) -> Layout:
+    """How batches of a model by its configuration are laid out."""
+    start = getattr(config, "decoder_start_token_id", None)
+    return replace(masking_layout(tokenizer), is_packed=is_packed, decoder_start_token_id=0 if start is None else start)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Learner:
         device = next(model.parameters()).device
         config: Any = loaded.model.config
         if objective.task != "causal":
-            reason = "only decoders that write text are packed"
+            reason = NOT_WRITING
         else:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and device.type != "cpu"):
                 reason = why_not_packed(model, config.vocab_size, attention) if packing != "off" else PACKING_IS_OFF
@@ -85,9 +92,7 @@ class Learner:
             attend_padded(model, config.vocab_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):  # a new head is fp32
             fuse(model, lambda: probe(model))
-        start = getattr(config, "decoder_start_token_id", None)
-        words = masking_layout(loaded.tokenizer)
-        layout = replace(words, is_packed=not reason, decoder_start_token_id=0 if start is None else start)
+        layout = layout_of(loaded.tokenizer, config, is_packed=not reason)
         likelihood = None
         if objective.task not in LABELLED:
             likelihood = Likelihood(model, is_causal=objective.task == "causal")

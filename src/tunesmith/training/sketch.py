@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from tunesmith.core.errors import UserError
-from tunesmith.data.masking import masking_layout
 from tunesmith.kernels.fused_lora import fuse_lora_layers
-from tunesmith.kernels.packed_attention import NAME
+from tunesmith.kernels.packed_attention import BEHIND_VIRTUAL_TOKENS, NAME, has_virtual_tokens
 from tunesmith.methods.base import Method
 from tunesmith.models.configuration import LABELLED, NUMBER, check_task, set_labels
 from tunesmith.models.fresh import seeded
@@ -21,7 +19,7 @@ from tunesmith.models.opened import auto_class
 from tunesmith.models.quantize import Quantize, check_quantize
 from tunesmith.models.quiet import quiet
 from tunesmith.objectives.base import Objective
-from tunesmith.training.learner import Learner
+from tunesmith.training.learner import NOT_WRITING, PACKING_IS_OFF, Learner, layout_of
 
 MOST_BUILT = 300_000_000
 """Parameters up to which random weights are really made for a method that begins from the weights themselves."""
@@ -65,10 +63,7 @@ def sketch(  # noqa: PLR0913 - everything that decides what a learner costs
     has_mixed_head = precision == "bf16" and task in LABELLED and not method.trains_base_weights
     if not is_cuda and not (reason and has_mixed_head) and (not reason or _has_own_attention(model)):
         model.config._attn_implementation = NAME
-    start = getattr(config, "decoder_start_token_id", None)
-    layout = replace(
-        masking_layout(tokenizer), is_packed=not reason, decoder_start_token_id=0 if start is None else start
-    )
+    layout = layout_of(tokenizer, config, is_packed=not reason)
     likelihood = None if task in LABELLED else _Told(model, is_causal=task == "causal")
     cpu = torch.device("cpu")
     return Learner(model, method, objective, layout, cpu, precision, likelihood, padded_because=reason)
@@ -106,12 +101,11 @@ def _attached(config: Any, method: Method, task: Any, dtype: torch.dtype, name: 
 def _why_padded(model: nn.Module, objective: Objective, packing: str) -> str:
     """As the learner would say it; whether the architecture takes borders is told by transformers here, not tried."""
     if objective.task != "causal":
-        return "only decoders that write text are packed"
+        return NOT_WRITING
     if packing == "off":
-        return "train.packing is off"
-    adapter: Any = getattr(model, "active_peft_config", None)
-    if adapter is not None and adapter.is_prompt_learning:
-        return "virtual tokens stand before every row"
+        return PACKING_IS_OFF
+    if has_virtual_tokens(model):
+        return BEHIND_VIRTUAL_TOKENS
     return "" if _has_own_attention(model) else "the model's attention takes no borders between examples"
 
 

@@ -25,6 +25,7 @@ from tunesmith.core.events import Emit, Finding, Progress, silent
 from tunesmith.core.records import Example
 from tunesmith.data.render import template_of
 from tunesmith.data.stored import StoredExamples
+from tunesmith.models.rates import num_cores
 from tunesmith.training.encode import Encoding, Rows, encode_rows, findings_of, nothing_trained
 from tunesmith.training.encode_workers import can_travel, encoded
 from tunesmith.training.token_store import META, Chunk, Loss, Origins, StoredFeatures, StoreWriter, mapped
@@ -179,4 +180,4 @@ def _num_workers() -> int:
     wished = os.environ.get(WORKERS, "")
     if wished.isdigit() and int(wished):
         return int(wished)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_cores()
