@@ -265,7 +265,7 @@ class Loop:
         loss_sum, weight = self._accumulate(rows)
         norm = self._scale_and_clip(weight)
         if math.isfinite(loss_sum) and math.isfinite(norm):
-            self.optimizer.step()
+            self.room.step(self.state, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return loss_sum, weight, norm
 

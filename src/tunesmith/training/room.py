@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.optim import Optimizer
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Warning
 from tunesmith.core.run import RunFolder
 from tunesmith.kernels.recompute import Kept, Recomputation, kept_bytes
+from tunesmith.models.anatomy import hidden_matrices
 from tunesmith.models.memory import Shrinking, attempt, free_memory_bytes
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.checkpoint import TrainingState
@@ -22,6 +24,7 @@ from tunesmith.training.choices import Choice, decided
 from tunesmith.training.encode import Rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.mixture import Mixture
+from tunesmith.training.optimizer_step import no_room_to_step, take_step
 from tunesmith.training.order import Order
 from tunesmith.training.recompute import RandomState, choose_recompute, recomputable, trial_group
 
@@ -104,6 +107,22 @@ class Room:
             forget()
             random.restore()
             self._shrink(state, rows)
+
+    def step(self, state: TrainingState, optimizer: Optimizer) -> None:
+        """Change the weights by their gradients; tried once more where memory runs out.
+
+        Raises:
+            UserError: It ran out again.
+        """
+        if take_step(optimizer, self._no_room_to_step):
+            state.times_out_of_memory += 1
+            text = "memory ran out in the optimiser's step, which was tried again and done; nothing else changes"
+            self.emit(Warning("train", "out_of_memory", text))
+
+    def _no_room_to_step(self, is_half_done: bool) -> UserError:
+        tensors = {name: tensor for name, (tensor, _) in self.mixture.trainable(self.learner).items()}
+        hidden = hidden_matrices(self.learner.model)
+        return no_room_to_step(self.settings, self.learner.method, tensors, hidden, is_half_done=is_half_done)
 
     def held_out(
         self,
