@@ -24,6 +24,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.steps.evaluate import Evaluation, evaluate_predictor, spread
 from tunesmith.training.attention import require_gpu
 from tunesmith.training.compiling import require_compiler
+from tunesmith.training.determinism import prepare_exact_products
 from tunesmith.training.encode import Encoding, Rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.recompute import refuse_recompute
@@ -64,6 +65,7 @@ class Work:
         `precision` and `attention` are those of a run that goes on; otherwise the recipe's, which may ask the machine.
         """
         torch.manual_seed(recipe.seed)
+        prepare_exact_products(device())
         objective = recipe.objective
         assert isinstance(objective, Objective), objective
         recipe.method.check_task(objective.task)

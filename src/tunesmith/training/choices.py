@@ -30,6 +30,12 @@ def decided(run: RunFolder, name: str, choose: Callable[[], Choice]) -> Choice:
     return Choice(**kept[name])
 
 
+def keep(run: RunFolder, name: str, choice: Choice) -> Choice:
+    """The same choice, kept in place of another: the recipe says so."""
+    run.write(FILE, {**(run.read_json(FILE) or {}), name: asdict(choice)})
+    return choice
+
+
 def choices(run: RunFolder) -> dict[str, Choice]:
     """All choices of a run so far, by name."""
     return {name: Choice(**one) for name, one in (run.read_json(FILE) or {}).items()}

@@ -21,6 +21,7 @@ from tunesmith.models.memory import Shrinking, attempt, free_memory_bytes
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.checkpoint import TrainingState
 from tunesmith.training.choices import Choice, decided
+from tunesmith.training.determinism import Determinism
 from tunesmith.training.encode import Rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.mixture import Mixture
@@ -46,6 +47,7 @@ class Room:
             Recomputation(recomputable(one.model, one.method.num_frozen_blocks(one.model))) for one in self.learners
         ]
         self.num_blocks = max(len(part.blocks) for part in self.parts)
+        self.determinism = Determinism(learner.device, emit)
         self.choice = Choice(0, "not asked yet")
 
     def choose(self, run: RunFolder, order: Order, to_come: int) -> Choice:
@@ -60,6 +62,7 @@ class Room:
                 to_come=to_come,
             )
 
+        self.determinism.begin(run)
         is_open = self.settings.recompute == "auto"
         self.choice = decided(run, "recompute", make) if is_open else make()
         return self.choice
@@ -100,7 +103,15 @@ class Room:
         while True:
             self.use(state.num_recomputed)
             random = RandomState()
-            found, is_done = attempt(work)
+            try:
+                with self.determinism.exact():
+                    found, is_done = attempt(work)
+            except RuntimeError as fault:
+                if not self.determinism.gives_up(fault):
+                    raise
+                forget()
+                random.restore()
+                continue
             if is_done:
                 assert found is not None
                 return found
