@@ -23,6 +23,7 @@ from tunesmith.steps.plan_estimate import Draft, Estimate, estimate
 from tunesmith.steps.plan_machine import Target, named_target, this_machine
 from tunesmith.steps.train import resolve as resolve_recipe
 from tunesmith.training.memory import Memory
+from tunesmith.training.order import tokens_at_once
 
 STEP = "plan"
 UNCERTAINTY = 0.15
@@ -182,7 +183,7 @@ def _others(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: E
 
 def _smaller(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: Emit) -> tuple[Alternative, ...]:
     """Settings with which the recipe would fit, from the gentlest on; those that are too big are left out."""
-    ladder = list(_ladder(draft, recipe))
+    ladder = list(_ladder(draft, recipe, target))
     found: list[Alternative] = []
     for place, (title, changes) in enumerate(ladder):
         emit(Progress(STEP, place, len(ladder), label=title))
@@ -195,9 +196,9 @@ def _smaller(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: 
     return tuple(found)
 
 
-def _ladder(draft: Draft, recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
+def _ladder(draft: Draft, recipe: Recipe, target: Target) -> list[tuple[str, dict[str, Any]]]:
     """Changes that save memory, from those that change no result to those that train something else."""
-    longest, tokens = draft.rows.longest, min(recipe.train.micro_tokens, recipe.train.tokens_per_step)
+    longest, tokens = draft.rows.longest, tokens_at_once(recipe.train, target.device)
     halves = [{"micro_tokens": tokens >> times} for times in (1, 2, 3) if tokens >> times >= longest]
     smallest = halves[-1] if halves else {}
     small = {**smallest, "recompute": "all"}

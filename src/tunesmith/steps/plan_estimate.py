@@ -144,7 +144,7 @@ def estimate(
     learner = draft.sketch(recipe, precision, is_cuda=target.is_cuda)
     is_packed = learner.layout.is_packed
     train = recipe.train
-    layout = lay_out(draft.rows, train, recipe.seed, is_packed=is_packed)
+    layout = lay_out(draft.rows, train, recipe.seed, is_packed=is_packed, device=target.device)
     sizes = Sizes.of(learner, train, recipe.model.quantize)
 
     kept = _is_kept(recipe, learner, layout)

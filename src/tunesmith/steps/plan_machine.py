@@ -43,6 +43,11 @@ class Target:
     process_bytes: int
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def device(self) -> str:
+        """Its type, as PyTorch names it."""
+        return "cuda" if self.is_cuda else "cpu"
+
     def pace(self, precision: Precision) -> Pace:
         """Its rates for a run of this precision."""
         flops = self.bf16_flops if precision == "bf16" else self.fp32_flops

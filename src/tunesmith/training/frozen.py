@@ -25,7 +25,7 @@ from tunesmith.kernels.activation_cache import FrozenBlocks, KeptStates, capture
 from tunesmith.models.anatomy import blocks, encoder_blocks
 from tunesmith.objectives.base import Batch, Features
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.order import micro_batches
+from tunesmith.training.order import micro_batches, tokens_at_once
 
 if TYPE_CHECKING:
     from tunesmith.training.learner import Learner
@@ -168,7 +168,8 @@ def with_states(
     learner.method.set_training(learner.model)
     lengths = [row.num_tokens for row in plan.rows]
     done = 0
-    for group in micro_batches(range(len(lengths)), lengths, settings.micro_tokens, is_packed=learner.layout.is_packed):
+    at_once = tokens_at_once(settings, learner.device.type)
+    for group in micro_batches(range(len(lengths)), lengths, at_once, is_packed=learner.layout.is_packed):
         rows = [plan.rows[number] for number in group]
         for number, states_TD in zip(group, _states_of(learner, plan, rows), strict=True):
             kept.put(number, states_TD)

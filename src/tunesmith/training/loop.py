@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.events import Emit, Saved, Warning
 from tunesmith.core.run import RunFolder
+from tunesmith.models.allocator import keep_freed_memory
 from tunesmith.models.anatomy import hidden_matrices
 from tunesmith.models.memory import let_go
 from tunesmith.objectives.base import Batch
@@ -35,7 +36,7 @@ from tunesmith.training.journal import STEP, Journal, Validation
 from tunesmith.training.learner import Learner
 from tunesmith.training.mixture import Mixture, Tally
 from tunesmith.training.optim import learning_rate_at, make_optimizer, optimizer_bytes, set_learning_rate
-from tunesmith.training.order import Order
+from tunesmith.training.order import Order, tokens_at_once
 from tunesmith.training.room import Room
 from tunesmith.training.step_batches import StepBatches
 
@@ -129,6 +130,8 @@ class Loop:
             UserError: The numbers broke, or the disk is full.
         """
         learner = self.learner
+        if learner.device.type == "cpu":
+            keep_freed_memory()
         with self.compiling.used():
             try:
                 with with_states(learner, self.frozen, self.settings, self.run, self.emit) as self.learner:
@@ -306,7 +309,7 @@ class Loop:
 
     def _first_batches(self) -> list[Batch]:
         """Two micro-batches of the first steps, the same whenever a run goes on."""
-        micro_tokens = min(self.settings.micro_tokens, self.settings.tokens_per_step)
+        micro_tokens = tokens_at_once(self.settings, self.learner.device.type)
         steps = [Key(step, self.order.rows(step), micro_tokens) for step in range(min(2, self.order.num_steps))]
         first, *others = [item[1] for key in steps for item in self._batches().make(key) if isinstance(item, tuple)]
         return [first, *others[-1:]]

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from tunesmith.data.pack import bucket, pack
 from tunesmith.recipe import TrainSettings
 
+AT_ONCE = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a micro-batch that keep a device busy; of one that is not named, 2,048. For a processor: docs/log.md."""
 WINDOW = 16
 """Steps whose padded rows are sorted together: enough for like lengths, few enough to stay random."""
 
@@ -120,6 +122,12 @@ class Order:
             return steps
         windows = [steps[first : first + WINDOW] for first in range(0, len(steps), WINDOW)]
         return [step for window in windows for step in _regroup(window, lengths, self.weights, random)]
+
+
+def tokens_at_once(settings: TrainSettings, device: str) -> int:
+    """How many tokens a micro-batch may have on a device of this type, while memory lasts."""
+    wish = settings.micro_tokens
+    return min(AT_ONCE.get(device, 2048) if wish == "auto" else wish, settings.tokens_per_step)
 
 
 def micro_batches(
