@@ -14,17 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from tunesmith.core.errors import Interrupted
+from tunesmith.models.memory import free_memory_bytes
 from tunesmith.training.checkpoint import Snapshot, TrainingState, as_is, save_checkpoint
 
 MEMORY_SHARE = 0.5
 """Of the free memory that a copy may take with `auto`."""
 NICENESS = 10
 """A tenth of the processor where training wants all of it, all of it where training waits."""
+_PROCESSOR = torch.device("cpu")
+"""Whose memory copies are kept in, on a GPU too."""
 
 
 class Copies:
@@ -137,7 +139,7 @@ class CheckpointWriter:
     def _is_beside(self) -> bool:
         if self.snapshot != "auto":
             return self.snapshot == "on"
-        return snapshot_bytes(self.tensors, self.optimizer) <= MEMORY_SHARE * psutil.virtual_memory().available
+        return snapshot_bytes(self.tensors, self.optimizer) <= MEMORY_SHARE * free_memory_bytes(_PROCESSOR)
 
 
 def snapshot_bytes(tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
