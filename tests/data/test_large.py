@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunesmith.core.errors import UserError
-from tunesmith.data import large, scan
+from tunesmith.core.events import Event, Warning
+from tunesmith.data import json_stream, large, scan, sides
+from tunesmith.data import rows as readers
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.stored import StoredExamples
 from tunesmith.recipe import DataSettings
@@ -29,6 +34,54 @@ def write(name: str, rows: Sequence[Any]) -> str:
     lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
     Path(name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return name
+
+
+def write_csv(name: str, rows: Sequence[Any], delimiter: str = ",") -> str:
+    """The rows as cells, some with line breaks in them, some of the wrong number; a byte that is no UTF-8."""
+    with Path(name).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["question", "answer", "n"])
+        for i, row in enumerate(row for row in rows if isinstance(row, dict) and "n" in row):
+            more = "\nTell me." if i % 13 == 0 else ""
+            writer.writerow([row["question"] + more, row["answer"], row["n"]])
+            if i == 30:
+                writer.writerow(["one cell"])
+    Path(name).write_bytes(Path(name).read_bytes() + b'"a \xff byte","b",1\n')
+    return name
+
+
+def write_parquet(name: str, rows: Sequence[Any]) -> str:
+    """The rows in several row groups, with kinds of values that JSON does not know."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    day = datetime(2026, 2, 28, 23, 59, 59, 123456)
+    made = [
+        {
+            **row,
+            "when": day + timedelta(days=i),
+            "there": (day + timedelta(days=i)).replace(tzinfo=UTC),
+            "day": date(2024, 1, 1 + i % 28),
+            "hour": time(i % 24, 30),
+            "took": timedelta(seconds=i, microseconds=7),
+            "price": Decimal(i) / 8,
+            "raw": bytes([i % 256, 0]),
+            "nested": {"at": [day], "of": {"deep": [None, "é", str(i / 3)], "x": i / 3}},
+        }
+        for i, row in enumerate(row for row in rows if isinstance(row, dict) and "n" in row)
+    ]
+    parquet.write_table(arrow.Table.from_pylist(made), name, row_group_size=50)
+    return name
+
+
+def write_array(name: str, rows: Sequence[Any]) -> str:
+    whole = [row for row in rows if not isinstance(row, str)]
+    Path(name).write_text("\n " + json.dumps(whole, indent=1, ensure_ascii=False), encoding="utf-8-sig")
+    return name
+
+
+def packed(name: str) -> str:
+    Path(f"{name}.gz").write_bytes(gzip.compress(Path(name).read_bytes()))
+    Path(name).unlink()
+    return f"{name}.gz"
 
 
 def both(monkeypatch: pytest.MonkeyPatch, seed: int = 1, **settings: Any) -> tuple[DataSet, DataSet]:
@@ -87,6 +140,116 @@ def test_every_row_count_and_finding_is_the_same(settings: dict[str, Any], monke
     assert are_same(held, stored)
 
 
+KINDS: dict[str, Callable[[], str]] = {
+    "csv": lambda: write_csv("rows.csv", chats(300)),
+    "tsv, gzip": lambda: packed(write_csv("rows.tsv", chats(300), "\t")),
+    "parquet": lambda: write_parquet("rows.parquet", chats(300)),
+    "array": lambda: write_array("rows.json", chats(300)),
+    "array, gzip": lambda: packed(write_array("rows.json", chats(300))),
+    "lines, gzip": lambda: packed(write("rows.jsonl", chats(300))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_every_kind_are_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "STREAM_BYTES", 1)
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", 100)
+    source = KINDS[kind]()
+    split = {"validation": 0.1, "test": 0.1}
+    held, stored = both(monkeypatch, source=source, on_fault="skip", split=split)
+    assert are_same(held, stored)
+    assert stored.train[3].origin.file == source
+    held, stored = both(monkeypatch, source=source, on_fault="skip", split=split, limit=20)  # the rows of the cache
+    assert are_same(held, stored)
+
+
+def test_a_folder_of_files_of_many_kinds_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("set").mkdir()
+    write("set/b.jsonl", chats(120)[:100])
+    write_csv("set/a.csv", chats(80))
+    packed(write("set/c.jsonl", chats(200)[90:]))
+    monkeypatch.setenv("TUNESMITH_ROW_CACHE_GIB", "0")
+    held, stored = both(monkeypatch, source="set", on_fault="skip")
+    assert are_same(held, stored)
+    assert [stored.train[i] for i in (-1, 0, -2, 1)] == [held.train[i] for i in (-1, 0, -2, 1)]
+
+
+@pytest.mark.parametrize("text", ["sentences.txt", "tags.conll"])
+def test_text_and_tags_are_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if text == "tags.conll":
+        lines = [f"word{i}\t{'OB'[i % 5 == 0]}-x\n" + "\n" * (i % 4 == 3) for i in range(400)]
+    else:
+        words = "is longer than it would have to be, for a piece."
+        lines = [f"Sentence {i} {words}\n" + "\n" * (i % 9 == 8) for i in range(900)]
+    Path(text).write_text("".join(lines))
+    assert are_same(*both(monkeypatch, source=text))
+
+
+@pytest.mark.parametrize("mixing", ["proportional", "equal"])
+def test_several_sources_are_the_same(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = [row for row in chats(90) if isinstance(row, dict) and "n" in row]
+    renamed = [{"ask": row["question"], "say": f"Second: {row['answer']}"} for row in mine]
+    write("v.jsonl", [*renamed[:9], {"ask": "New?", "say": "Yes."}])
+    sources = [
+        {"path": write("a.jsonl", chats(200)), "weight": 2.0},
+        {"path": write("b.jsonl", renamed), "columns": {"ask": "question", "say": "answer"}, "validation": "v.jsonl"},
+        {"path": write_csv("c.csv", chats(60)), "name": "cells"},
+    ]
+    split = {"validation": 0.2, "test": 0.2}
+    for more in ({}, {"dedup": "none", "limit": 150}):
+        held, stored = both(monkeypatch, source=sources, on_fault="skip", split=split, mixing=mixing, **more)
+        assert are_same(held, stored)
+        assert stored.copies and {example.source_name for example in stored.train} == {"a", "b", "cells"}
+
+
+def test_classes_of_several_sources_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [{"text": f"rare {i}", "label": f"r{i // 2}"} for i in range(20)]
+    many = [{"text": f"text {i} of it", "label": f"c{i % 5}"} for i in range(90)]
+    some = [{"text": f"other {i} of it", "label": f"r{i % 10}"} for i in range(60)]
+    sources = [{"path": write("a.jsonl", [*many, *few])}, {"path": write("b.jsonl", some), "test": "t.jsonl"}]
+    write("t.jsonl", some[:3])
+    for seed in range(4):
+        held, stored = both(monkeypatch, seed, source=sources, split={"validation": 0.3, "test": 0.3})
+        assert are_same(held, stored)
+
+
+def test_blocks_and_buckets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "BLOCK", 16)
+    monkeypatch.setattr(sides, "BLOCK", 16)
+    monkeypatch.setattr(scan, "BUCKET", 20)
+    source = write("rows.jsonl", chats(300))
+    for more in ({}, {"limit": 40}):
+        held, stored = both(monkeypatch, source=source, on_fault="skip", split={"validation": 0.1, "test": 0.1}, **more)
+        assert are_same(held, stored)
+    rare = [{"text": f"rare {i}", "label": f"r{i // 2}"} for i in range(40)]
+    more_rows = [{"text": f"text {i}", "label": f"c{i % 3}"} for i in range(60)]
+    split = {"validation": 0.3, "test": 0.3}
+    assert are_same(*both(monkeypatch, source=write("rare.jsonl", [*rare, *more_rows]), split=split))
+
+
+def test_rows_that_are_held_after_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "LARGE_BYTES", 1)
+    source = write("rows.jsonl", [{"question": f"q {i}", "answer": f"a {i}"} for i in range(60)])
+    for more, reason in (({"dedup": "near"}, "dedup: near"), ({"shots": 3}, "shots"), ({"source": "few"}, "a side")):
+        told: list[Event] = []
+        Path("few").mkdir(exist_ok=True)
+        write("few/few.jsonl", [{"question": f"q {i}", "answer": "a"} for i in range(4)])
+        load_data(DataSettings(**{"source": source, **more}), seed=1, emit=told.append)
+        warnings = [event for event in told if isinstance(event, Warning)]
+        assert [event.code for event in warnings] == ["rows_held"] and reason in warnings[0].message
+        assert "rows.jsonl are" in warnings[0].message or "few are" in warnings[0].message
+
+
+def test_values_that_could_not_come_back_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(large, "LARGE_BYTES", 1)
+    texts = {"question": [f"q {i}" for i in range(60)], "answer": ["a"] * 60}
+    maps = arrow.array([[("k", i)] for i in range(60)], arrow.map_(arrow.string(), arrow.int64()))
+    parquet.write_table(arrow.table({**texts, "facts": maps}), "maps.parquet")
+    held = load_data(DataSettings(source="maps.parquet"), seed=1)
+    assert not isinstance(held.train, StoredExamples) and held.train[0].fields["facts"][0][0] == "k"
+
+
 @pytest.mark.parametrize("split", [{"validation": 0.1}, {"validation": 0.3, "test": 0.3}])
 def test_classes_are_kept_and_counted(split: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": f"text {i} of it", "label": f"c{i % 5}"} for i in range(90)]
@@ -133,7 +296,6 @@ def test_what_needs_all_rows_holds_them(monkeypatch: pytest.MonkeyPatch) -> None
         {"source": source, "dedup": "near"},
         {"source": source, "shots": 3},
         {"source": source, "split": {"validation": 0.1, "group_by": "who"}},
-        {"source": [{"path": source}, {"path": few}]},
         {"source": few},  # a side would be empty
     ):
         assert not isinstance(load_data(DataSettings(**settings), seed=1).train, StoredExamples)
@@ -150,7 +312,7 @@ def test_the_second_start_reads_the_rows_no_more(monkeypatch: pytest.MonkeyPatch
     def read_again(*given: object) -> None:
         raise AssertionError("it was read before")
 
-    monkeypatch.setattr(large, "scan", read_again)
+    monkeypatch.setattr(large, "fill", read_again)
     assert are_same(first, load_data(settings, seed=1))
     with pytest.raises(AssertionError, match="it was read before"):
         load_data(settings, seed=3)

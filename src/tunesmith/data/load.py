@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Emit, Finding, silent
+from tunesmith.core.events import Emit, Finding, Warning, silent
 from tunesmith.core.plugins import build
 from tunesmith.core.publish import verify
 from tunesmith.core.records import Example, LabelExample, MultiLabelExample, Origin, TagExample
@@ -25,9 +24,9 @@ from tunesmith.data.large import LargeSet, is_large, load_large
 from tunesmith.data.mix import copies_per_epoch, named, refuse_tasks, settings_of, sources_of
 from tunesmith.data.read import Loaded, SourceFile, read_examples, recognise, source_files
 from tunesmith.data.repeats import content_key, normalise, note_leaks, question_of, without_repeats
-from tunesmith.data.scan import NotLarge
 from tunesmith.data.shots import draw_shots
 from tunesmith.data.split import Sides, split, unit_hash
+from tunesmith.data.spool import NotLarge
 from tunesmith.data.stored import StoredExamples
 from tunesmith.data.write import FORMATS, contents_sha256
 from tunesmith.recipe import DataSettings, SourceSettings
@@ -85,12 +84,16 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
         UserError: A file or row is wrong, nothing is left to train on, or a label cannot be learnt or scored.
     """
     if isinstance(settings.source, str) and (Path(settings.source) / CARD).is_file():
+        if is_large(settings):
+            emit(_held_after_all(settings, "`tunesmith data prepare` has divided them"))
         return _load_prepared(settings, Path(settings.source), seed)
     sources = sources_of(settings)
     refuse_tasks(settings)
     if is_large(settings):
-        with suppress(NotLarge):
+        try:
             return _load_large(settings, seed, emit)
+        except NotLarge as reason:
+            emit(_held_after_all(settings, str(reason)))
     loaded = [read_examples(source.path, settings_of(settings, source)) for source in sources]
     held = [_held(settings, sources, side) for side in ("validation", "test")]
     everything = [*loaded, *(part for side in held for part in side.values())]
@@ -132,12 +135,6 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
         left_out["limit"] = len(train) - settings.limit
         order = sorted(range(len(train)), key=lambda i: (unit_hash(f"limit {content_key(train[i])}", seed), i))
         train = [train[i] for i in order[: settings.limit]]
-    copies: dict[str, float] = {}
-    if has_several:
-        sizes = Counter(example.source_name for example in train)
-        each = copies_per_epoch([sizes[s.name] for s in sources], [s.weight for s in sources], settings.mixing)
-        copies = {source.name: times for source, times in zip(sources, each, strict=True) if times}
-    paths = [*(source.path for source in sources), *(path for side in held for path in side)]
     return DataSet(
         train=tuple(train),
         validation=validation,
@@ -147,38 +144,58 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
         format_name=loaded[0].format_name,
         num_read=sum(part.num_read for part in everything),
         num_left_out={reason: number for reason, number in left_out.items() if number},
-        files=tuple(file for path in paths for file in source_files(path)),
+        files=_files(sources, held),
         seed=seed,
-        copies=copies,
+        copies=_copies(settings, sources, Counter(example.source_name for example in train)),
     )
 
 
 def _load_large(settings: DataSettings, seed: int, emit: Emit) -> DataSet:
-    """One large file, whose training rows stay in it.
+    """Large files, whose training rows stay on disk.
 
     Raises:
         UserError: As `load_data`.
         NotLarge: The rows must be held in memory after all.
     """
-    held = [list(_held(settings, sources_of(settings), side).values()) for side in ("validation", "test")]
-    large = load_large(settings, held, seed, emit)
-    beside = [part for side in held for part in side]
-    _refuse_mixed_kinds([Loaded(large.train[:1], (), large.format_name), *beside])
+    sources = sources_of(settings)
+    held = [_held(settings, sources, side) for side in ("validation", "test")]
+    large = load_large(settings, [list(side.values()) for side in held], seed, emit)
+    beside = [part for side in held for part in side.values()]
+    _refuse_mixed_kinds([*(Loaded((first,), (), "") for first in large.firsts), *beside])
     left_out = {**large.num_left_out, "faults": large.num_left_out["faults"] + sum(part.num_faults for part in beside)}
-    paths = [path for path in (settings.source, settings.validation, settings.test) if path]
-    assert all(isinstance(path, str) for path in paths), paths
     return DataSet(
         train=large.train,
         validation=large.validation,
         test=large.test,
         findings=large.findings,
         labels=_labels_of_large(large),
-        format_name=large.format_name,
+        format_name=large.train.format_name,
         num_read=large.num_read + sum(part.num_read for part in beside),
         num_left_out={reason: number for reason, number in left_out.items() if number},
-        files=tuple(file for path in paths for file in source_files(str(path))),
+        files=_files(sources, held),
         seed=seed,
+        copies=_copies(settings, sources, large.source_rows),
     )
+
+
+def _held_after_all(settings: DataSettings, reason: str) -> Warning:
+    path = sources_of(settings)[0].path
+    held = f"the rows of {path} are held in memory, some 4 bytes for each byte of text: {reason}"
+    return Warning("train", "rows_held", f"{held}; otherwise they would stay on disk", {"path": path, "reason": reason})
+
+
+def _files(sources: Sequence[SourceSettings], held: Sequence[Mapping[str, Loaded]]) -> tuple[SourceFile, ...]:
+    paths = [*(source.path for source in sources), *(path for side in held for path in side)]
+    return tuple(file for path in paths for file in source_files(path))
+
+
+def _copies(settings: DataSettings, sources: Sequence[SourceSettings], sizes: Mapping[str, int]) -> dict[str, float]:
+    """How often the rows of each source are read in an epoch, where there are several; `sizes` are rows."""
+    if len(sources) < 2:
+        return {}
+    counts = [sizes.get(source.name, 0) for source in sources]
+    each = copies_per_epoch(counts, [source.weight for source in sources], settings.mixing)
+    return {source.name: times for source, times in zip(sources, each, strict=True) if times}
 
 
 def _labels_of_large(large: LargeSet) -> tuple[str, ...]:

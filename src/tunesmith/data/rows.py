@@ -6,7 +6,9 @@ What a suffix means is in `_READERS`; an unknown one is refused.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.records import Origin
 from tunesmith.data.cells import read_csv, read_tsv
 from tunesmith.data.conll import read_conll
+from tunesmith.data.json_stream import BrokenArray, array_elements, is_sound_array
 from tunesmith.data.json_text import JsonFault, elements, parse_at, parse_json, skip_space
 from tunesmith.data.lines import Fault, Item, RawRow, missing_file, placed_lines, read_whole
 from tunesmith.data.pieces import read_text
@@ -22,6 +25,10 @@ __all__ = ["Fault", "Item", "RawRow", "read_rows", "row_files"]
 
 NOT_ROWS = {"manifest.json", "card.json", "README.md", "LICENSE.md", "LICENSE.txt"}
 """Files of a folder that are about its rows."""
+STREAM_BYTES = 8 * 2**20
+"""JSON arrays of this size and more are read element by element."""
+_BATCH_BYTES = 32 * 2**20
+"""Rows of Parquet that are unpacked at once."""
 
 
 def read_rows(path: str | Path, *, on_fault: Literal["stop", "skip"] = "stop") -> Iterator[Item]:
@@ -32,7 +39,7 @@ def read_rows(path: str | Path, *, on_fault: Literal["stop", "skip"] = "stop") -
     """
     num_items = 0
     for file in row_files(path):
-        for item in _reader(file)(file, str(file)):
+        for item in file_rows(file, str(file)):
             num_items += 1
             if isinstance(item, Fault) and on_fault == "stop":
                 raise item.error()
@@ -83,6 +90,11 @@ def _reader(path: Path) -> Callable[[Path, str], Iterator[Item]]:
     )
 
 
+def file_rows(path: Path, shown: str) -> Iterator[Item]:
+    """The rows of one file, in order, `shown` in messages; what cannot be read comes as a `Fault` in its place."""
+    return _reader(path)(path, shown)
+
+
 def placed_rows(path: Path, shown: str) -> Iterator[tuple[int, Item]]:
     """The rows of a file of JSON Lines, each with the byte at which it begins."""
     for line in placed_lines(path, shown):
@@ -113,11 +125,39 @@ def is_json_lines(path: Path) -> bool:
     return path.suffix.lower() in (".jsonl", ".ndjson")
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file holds several times its size."""
+    return path.suffix.lower() in (".gz", ".parquet")
+
+
+def why_not_spooled(path: Path) -> str:
+    """Why rows of a file would not come back as they were when written as JSON; "" where they would."""
+    if path.suffix.lower() == ".parquet":
+        pyarrow = _pyarrow(str(path))
+        with contextlib.suppress(pyarrow.ArrowException, OSError):
+            if any("map<" in str(field.type) for field in pyarrow.parquet.read_schema(path)):
+                return f"{path.name} has columns of maps"
+    return ""
+
+
 def _read_jsonl(path: Path, shown: str) -> Iterator[Item]:
     return (item for _, item in placed_rows(path, shown))
 
 
 def _read_json(path: Path, shown: str) -> Iterator[Item]:
+    num_items = 0
+    if path.stat().st_size >= STREAM_BYTES and is_sound_array(path, shown):
+        try:
+            for value, line in array_elements(path, shown):
+                num_items += 1
+                yield _row(value, Origin(shown, line))
+            return
+        except BrokenArray:
+            pass
+    yield from islice(_read_json_at_once(path, shown), num_items, None)
+
+
+def _read_json_at_once(path: Path, shown: str) -> Iterator[Item]:
     text = read_whole(path, shown)
     if isinstance(text, Fault):
         yield text
@@ -215,6 +255,22 @@ def _json_fault(text: str, fault: JsonFault, shown: str) -> Fault:
 
 
 def _read_parquet(path: Path, shown: str) -> Iterator[Item]:
+    pyarrow = _pyarrow(shown)
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+            row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+            for batch in file.iter_batches(batch_size=max(1, min(4096, _BATCH_BYTES // max(1, row_bytes)))):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield RawRow(values, Origin(shown, number))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as fault:
+        reason = str(fault).partition("\n")[0]
+        yield Fault(Origin(shown, number + 1), "bad_parquet", f"not readable as Parquet: {reason}", "write it again")
+
+
+def _pyarrow(shown: str) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -225,16 +281,7 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Item]:
             where=shown,
             remedy='Run: pip install "tunesmith[parquet]"',
         ) from None
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield RawRow(values, Origin(shown, number))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as fault:
-        reason = str(fault).partition("\n")[0]
-        yield Fault(Origin(shown, number + 1), "bad_parquet", f"not readable as Parquet: {reason}", "write it again")
+    return pyarrow
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Item]]] = {

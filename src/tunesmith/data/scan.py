@@ -1,6 +1,7 @@
-"""The first reading of a large file: of every usable row its place, hashes of what decides its side, and its classes.
+"""The reading of large files: of every usable row its place, hashes of what decides its side, its classes and its sum.
 
-A row takes 42 bytes. The hashes are those of `split.unit_hash`, so they are names and places at once.
+They are columns of numbers in a folder, 70 bytes a row, written and read in blocks, so that no number of rows fills the
+memory. The hashes are those of `split.unit_hash`, so they are names and places at once.
 """
 
 from __future__ import annotations
@@ -8,100 +9,144 @@ from __future__ import annotations
 import hashlib
 import time
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core.events import Emit, Progress
-from tunesmith.core.records import Example
+from tunesmith.core.records import Example, Origin
 from tunesmith.data.findings import Findings
 from tunesmith.data.labels import labels_in
 from tunesmith.data.lines import Fault, RawRow
-from tunesmith.data.read import example_of
 from tunesmith.data.repeats import answer_of, joined_key, normalise, question_of
-from tunesmith.data.rows import placed_rows, row_files
-from tunesmith.data.stored import Places, StoredExamples
-from tunesmith.formats.base import Format, RowFault
-from tunesmith.recipe import DataSettings
+from tunesmith.data.rows import file_rows, is_json_lines, placed_rows
+from tunesmith.data.spool import NAME, NotLarge, Spool
+from tunesmith.data.stored import Places, Reading, StoredExamples
+from tunesmith.data.write import row_digest
+from tunesmith.formats.base import RowFault
 
 MAX_LABEL_SETS = 100_000
 """More different sets of classes than this are not told apart by a number."""
+BLOCK = 2**17
+"""Rows that are in memory at once."""
+BUCKET = 2**19
+"""About as many rows are sorted at once, by their hashes."""
 STEP = "train"
+PLACES = {"file_of": "u2", "offset": "i8", "line": "u4"}
+COLUMNS = {**PLACES, "question": "u8", "key": "u8", "other": "u8", "labels": "i4", "digest": "V32"}
+_TYPES = {"u2": "H", "i8": "q", "u4": "I", "u8": "Q", "i4": "i", "V32": "B"}
+Rows = NDArray[np.int64]
 
 
-class NotLarge(Exception):  # noqa: N818 - a way out, not a failure
-    """These rows must be held in memory, because a side would be empty or their classes cannot be numbered."""
-
-
-@dataclass
 class Scan:
-    """What is known of the usable rows, [N] each; rows are named by their numbers in it."""
+    """What is known of the usable rows; rows are named by their numbers in it.
 
-    form: Format
-    settings: DataSettings
-    split_seed: int
-    num_read: int = 0
-    label_sets: dict[tuple[str, ...], int] = field(default_factory=dict)
-    _file_of: array[int] = field(default_factory=lambda: array("H"))
-    _offsets: array[int] = field(default_factory=lambda: array("q"))
-    _lines: array[int] = field(default_factory=lambda: array("I"))
-    _questions: array[int] = field(default_factory=lambda: array("Q"))
-    _keys: array[int] = field(default_factory=lambda: array("Q"))
-    _others: array[int] = field(default_factory=lambda: array("Q"))
-    _label_of: array[int] = field(default_factory=lambda: array("i"))
+    question: `unit_hash` of each row's question times 2^64. key: that of the whole row. other: another hash of it; two
+    rows are the same where both are. labels: the number of the row's set of classes. digest: SHA-256 of its canonical
+    form.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str], readings: Sequence[Reading], split_seed: int) -> None:
+        self.files, self.readings, self.split_seed = files, readings, split_seed
+        self.num_read = 0
+        self.label_sets: dict[tuple[str, ...], int] = {}
+        self.firsts: dict[str, int] = {}
+        """Each source's first usable row."""
+        self.spool = folder / NAME
+        self._spool = None if all(is_json_lines(Path(file)) for file in files) else Spool(self.spool)
+        self._folder = folder
+        self._waiting = {name: array(_TYPES[kind]) for name, kind in COLUMNS.items()}
+        self._num_rows = 0
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, _: TracebackType | None) -> None:
+        """Close the spool and delete the columns."""
+        if self._spool is not None:
+            self._spool.close()
+        for name in COLUMNS:
+            self._path(name).unlink(missing_ok=True)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return self._num_rows
 
-    @property
-    def places(self) -> Places:
-        """Where the rows begin."""
-        return Places(
-            tuple(str(path) for path in row_files(str(self.settings.source))),
-            np.frombuffer(self._file_of, np.uint16),
-            np.frombuffer(self._offsets, np.int64),
-            np.frombuffer(self._lines, np.uint32),
-        )
-
-    @property
-    def questions(self) -> NDArray[np.uint64]:
-        """`unit_hash` of each row's question times 2^64."""
-        return np.frombuffer(self._questions, np.uint64)
-
-    @property
-    def keys(self) -> NDArray[np.uint64]:
-        """`unit_hash` of each whole row times 2^64."""
-        return np.frombuffer(self._keys, np.uint64)
-
-    @property
-    def others(self) -> NDArray[np.uint64]:
-        """Another hash of each whole row: two rows are the same where both hashes are."""
-        return np.frombuffer(self._others, np.uint64)
-
-    @property
-    def label_of(self) -> NDArray[np.int32]:
-        """The number of each row's set of classes."""
-        return np.frombuffer(self._label_of, np.int32)
-
-    def examples(self, rows: NDArray[Any]) -> StoredExamples:
-        """Some rows as examples, read when they are asked for."""
-        return StoredExamples(self.places.some(rows), self.form, self.settings)
-
-    def add(self, file: int, offset: int, example: Example) -> None:
-        """Note a row."""
+    def add(self, file: int, offset: int, row: RawRow, example: Example) -> None:
+        """Note a row; that of a file that is not JSON Lines goes to the spool."""
         question = normalise(question_of(example))
         key = joined_key(question, normalise(answer_of(example)))
-        self._file_of.append(file)
-        self._offsets.append(offset)
-        self._lines.append(example.origin.line)
-        self._questions.append(hash_of(question, self.split_seed))
-        self._keys.append(hash_of(key, self.split_seed))
-        self._others.append(hash_of(key, "another"))
-        self._label_of.append(self.label_sets.setdefault(labels_in(example), len(self.label_sets)))
+        waiting = self._waiting
+        waiting["file_of"].append(file)
+        waiting["offset"].append(offset if offset >= 0 or self._spool is None else self._spool.add(row.values))
+        waiting["line"].append(example.origin.line)
+        waiting["question"].append(hash_of(question, self.split_seed))
+        waiting["key"].append(hash_of(key, self.split_seed))
+        waiting["other"].append(hash_of(key, "another"))
+        waiting["labels"].append(self.label_sets.setdefault(labels_in(example), len(self.label_sets)))
+        waiting["digest"].frombytes(row_digest(example))
         if len(self.label_sets) > MAX_LABEL_SETS:
-            raise NotLarge
+            raise NotLarge(f"there are more than {MAX_LABEL_SETS:,} different sets of classes")
+        self.firsts.setdefault(self.readings[file].source_name, self._num_rows)
+        self._num_rows += 1
+        if self._num_rows % BLOCK == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have every row in the files, for what reads them."""
+        for name, waiting in self._waiting.items():
+            with self._path(name).open("ab") as file:
+                waiting.tofile(file)
+            del waiting[:]
+        if self._spool is not None:
+            self._spool.flush()
+
+    def blocks(self, *names: str) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+        """These columns from end to end: the first row of a block, and its part of each."""
+        for start in range(0, len(self), BLOCK):
+            yield start, [self._read(name, start) for name in names]
+
+    def buckets(self, *names: str) -> Iterator[tuple[Rows, list[NDArray[Any]]]]:
+        """All rows in groups by the first column's upper bits, each with its part of the columns, in order."""
+        bits = (len(self) // BUCKET).bit_length()
+        for bucket in range(1 << bits):
+            rows, parts = [np.zeros(0, np.int64)], [[np.zeros(0, COLUMNS[name])] for name in names]
+            for start, columns in self.blocks(*names):
+                mine = np.flatnonzero(columns[0] >> np.uint64(64 - bits) == bucket) if bits else slice(None)
+                rows.append(np.arange(start, start + len(columns[0]))[mine])
+                for part, column in zip(parts, columns, strict=True):
+                    part.append(column[mine])
+            yield np.concatenate(rows), [np.concatenate(part) for part in parts]
+
+    def take(self, name: str, rows: Rows) -> NDArray[Any]:
+        """A column's values of some rows, in their order."""
+        order = np.argsort(rows, kind="stable")
+        ordered, found = rows[order], np.zeros(len(rows), COLUMNS[name])
+        for start in range(0, len(self), BLOCK):
+            low, high = np.searchsorted(ordered, (start, start + BLOCK))
+            if low < high:
+                found[order[low:high]] = self._read(name, start)[ordered[low:high] - start]
+        return found
+
+    def origins(self, rows: Rows) -> Iterator[Origin]:
+        """Where rows came from, for messages."""
+        for file, line in zip(self.take("file_of", rows).tolist(), self.take("line", rows).tolist(), strict=True):
+            yield Origin(self.files[file], line)
+
+    def examples(self, rows: Rows) -> StoredExamples:
+        """Some rows as examples, read when they are asked for."""
+        places = Places(*(self.take(name, rows) for name in PLACES))
+        return StoredExamples(places, self.files, self.readings, self.spool)
+
+    def _read(self, name: str, start: int) -> NDArray[Any]:
+        kind = np.dtype(COLUMNS[name])
+        return np.fromfile(self._path(name), kind, BLOCK, offset=start * kind.itemsize)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"scan.{name}"
 
 
 def hash_of(text: str, seed: int | str) -> int:
@@ -110,29 +155,36 @@ def hash_of(text: str, seed: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def scan(settings: DataSettings, form: Format, split_seed: int, found: Findings, emit: Emit) -> Scan:
-    """All rows of the settings' source, read once; what is wrong with them is found.
+def fill(scan: Scan, found: Findings, emit: Emit) -> None:
+    """Read all rows of a scan's files once; what is wrong with them is found.
 
     Raises:
         UserError: As `read_examples`, at the first row that is wrong.
-        NotLarge: The rows have too many different sets of classes.
+        NotLarge: The rows have too many different sets of classes, or a value that could not be given back.
     """
-    done, told = Scan(form, settings, split_seed), time.perf_counter()
-    for number, path in enumerate(row_files(str(settings.source))):
-        for offset, item in placed_rows(path, str(path)):
-            done.num_read += 1
-            if done.num_read % 1000 == 0 and time.perf_counter() - told > 1.0:
+    told = time.perf_counter()
+    for number, (file, reading) in enumerate(zip(scan.files, scan.readings, strict=True)):
+        for offset, item in _placed(Path(file)):
+            scan.num_read += 1
+            if scan.num_read % 1000 == 0 and time.perf_counter() - told > 1.0:
                 told = time.perf_counter()
-                emit(Progress(STEP, done.num_read, 0, "reading", "row"))
+                emit(Progress(STEP, scan.num_read, 0, "reading", "row"))
             if isinstance(item, RawRow):
                 try:
-                    done.add(number, offset, example_of(item, form, settings))
+                    scan.add(number, offset, item, reading.example(item))
                     continue
                 except RowFault as fault:
                     wrong = Fault(item.origin, fault.code, fault.message, fault.remedy)
             else:
                 wrong = item
-            if settings.on_fault == "stop":
+            if reading.settings.on_fault == "stop":
                 raise wrong.error()
             found.add("error", wrong.code, wrong.origin, wrong.message, wrong.remedy)
-    return done
+    scan.flush()
+
+
+def _placed(path: Path) -> Iterator[tuple[int, RawRow | Fault]]:
+    """A file's rows, each with the byte at which it begins; -1 where it cannot be read from there."""
+    if is_json_lines(path):
+        return placed_rows(path, str(path))
+    return ((-1, item) for item in file_rows(path, str(path)))

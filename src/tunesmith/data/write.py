@@ -20,7 +20,6 @@ from tunesmith.core.records import (
     TagExample,
     TextExample,
 )
-from tunesmith.data.stored import StoredExamples
 
 FORMATS: dict[type[Example], str] = {
     TextExample: "text",
@@ -34,6 +33,7 @@ FORMATS: dict[type[Example], str] = {
     RatedExample: "rated",
 }
 """The format that reads back what `row_of` makes of each kind of example."""
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def row_of(example: Example) -> dict[str, Any]:
@@ -46,17 +46,22 @@ def row_of(example: Example) -> dict[str, Any]:
 
 def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as JSON Lines; values that JSON does not know (dates) become text."""
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    return "".join(_ENCODER.encode(row) + "\n" for row in rows)
 
 
 def contents_sha256(examples: Iterable[Example]) -> str:
-    """SHA-256 of the examples' canonical rows, in order."""
-    if isinstance(examples, StoredExamples) and examples.sha256:
-        return examples.sha256
+    """SHA-256 of the SHA-256 sums of the examples' canonical rows, in order; rows on disk know theirs (`sha256`)."""
+    if known := getattr(examples, "sha256", ""):
+        return str(known)
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(jsonl([row_of(example)]).encode())
+        digest.update(row_digest(example))
     return digest.hexdigest()
+
+
+def row_digest(example: Example) -> bytes:
+    """SHA-256 of the example's canonical row, 32 bytes."""
+    return hashlib.sha256(_ENCODER.encode(row_of(example)).encode()).digest()
 
 
 def _columns(example: Example) -> dict[str, Any]:
