@@ -165,6 +165,7 @@ def test_the_wrong_kind_is_refused_from_the_configuration(
     fault = error(folder, task)
     assert fault.code == "wrong_task"
     assert fault.message == words
+    assert ("become chats" in fault.remedy) == (architecture == "llama")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(llama: Path) -> None:

@@ -30,6 +30,7 @@ _SUFFIXES: dict[str, Task] = {
 }
 _OFFSET = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "xmod"}
 """These begin counting positions after the padding token's index, so that many positions are never used."""
+_AS_CHAT = " Pairs become chats, for sft, with data.columns={source: prompt, target: completion} (under the names here)."
 
 
 def context_length(config: Any) -> int:
@@ -89,7 +90,8 @@ def check_task(config: Any, task: Task, name: str) -> None:
             f"the task needs {_a(needed)}, and this model ({config.model_type}) is {_a(kind)}.",
             code="wrong_task",
             where=name,
-            remedy=f"Choose another model, or an objective for it: {fitting}.",
+            remedy=f"Choose another model, or an objective for it: {fitting}."
+            + (_AS_CHAT if (task, kind) == ("seq2seq", "decoder") else ""),
         )
     table, noun = _TABLES.get(task, ({config.model_type: ""}, ""))
     if config.model_type not in table:
