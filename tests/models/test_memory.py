@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from tunesmith.core.errors import UserError
 from tunesmith.models import memory
 from tunesmith.models.memory import Shrinking, attempt, free_memory_bytes, is_out_of_memory
+from tunesmith.models.meter import release
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,27 @@ def test_one_row_that_does_not_fit_is_an_error_with_a_remedy():
     with pytest.raises(UserError, match="one row alone") as caught:
         list(Shrinking().each([(1, 2)], run))
     assert caught.value.code == "out_of_memory" and "data.max_length" in caught.value.remedy
+
+
+def test_garbage_is_collected_where_a_cycle_holds_what_was_dropped(monkeypatch):
+    class Big:
+        own: Big
+
+    honest, collections = gc.collect, []
+    monkeypatch.setattr(gc, "collect", lambda: collections.append(honest()))
+    big = Big()
+    gone = weakref.ref(big)
+    del big
+    release(gone)
+    assert gone() is None and not collections
+    big = Big()
+    big.own, held = big, weakref.ref(big)
+    del big
+    assert held() is not None
+    release(gone, held)
+    assert held() is None and len(collections) == 1
+    release()
+    assert len(collections) == 2
 
 
 def test_what_a_broken_attempt_held_is_gone_before_the_next():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,10 +61,13 @@ def _train(folder: Path, *args, **settings) -> tuple[RunFolder, list[Event]]:
         ("t5", "seq2seq", PAIRS, "seq2seq", "full"),
     ],
 )
-def test_every_family_trains_from_file_to_report(tmp_path, architecture, task, rows, objective, method):
+def test_every_family_trains_from_file_to_report(tmp_path, monkeypatch, architecture, task, rows, objective, method):
+    collections = []
+    monkeypatch.setattr(gc, "collect", lambda *generation: collections.append(generation))
     run, _ = _train(
         tmp_path, architecture, task, rows, method={"name": method, "k": 1} if method == "last_k" else method
     )
+    assert not collections, "optimiser, copies and published model are gone once they are dropped: no cycle holds them"
     recipe = yaml.safe_load(run.recipe.read_text())
     assert recipe["objective"]["name"] == objective and recipe["evaluate"] != "auto"
     assert run.state == "finished"
@@ -197,14 +202,20 @@ def test_other_data_than_it_began_with_are_refused(tmp_path):
     assert caught.value.code == "resume_mismatch"
 
 
-SLOW = {**TRAIN, "steps": 400, "validations": 40, "patience": 0, "keep": "last"}
+SLOW = {**TRAIN, "steps": 200, "validations": 20, "patience": 0, "keep": "last"}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A training that nobody kills: what every killed one must end as."""
+    folder = tmp_path_factory.mktemp("straight")
+    recipe = _recipe(folder, "llama", "causal", CHATS, train=SLOW)
+    return train(recipe, emit=lambda event: None, root=folder / "runs")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(tmp_path, number):
-    recipe = _recipe(tmp_path, "llama", "causal", CHATS, train=SLOW)
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    straight = train(recipe, emit=lambda event: None, root=tmp_path / "straight")
+def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(tmp_path, straight, number):
+    shutil.copy(straight.recipe, tmp_path / "recipe.yaml")
     command = [sys.executable, "-m", "tunesmith", "--home", str(tmp_path), "train", str(tmp_path / "recipe.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoints = tmp_path / "runs" / "small-1" / "checkpoints"

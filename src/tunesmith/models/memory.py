@@ -6,11 +6,12 @@ process is met earlier. So what is free is the least of what the machine, the co
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -47,12 +48,13 @@ def is_out_of_memory(fault: BaseException) -> bool:
     return any(words in text for words in _WORDS) or text.strip() == _PRIMITIVE
 
 
-def let_go() -> None:
+def let_go(*dropped: weakref.ref[Any]) -> None:
     """Give back what nobody holds any more: a broken pass leaves cycles of frames and tensors.
 
-    glibc keeps what is freed for its next `malloc`; oneDNN, which asks the system itself, would find nothing.
+    glibc keeps what is freed for its next `malloc`; oneDNN, which asks the system itself, would find nothing. Where all
+    of `dropped` is gone already, there are no cycles to look for (`meter.release`).
     """
-    release()
+    release(*dropped)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,14 +174,14 @@ def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     memory, compiled = loop.room.line(loop.state), loop.compiling.line()
     emit(head(run, work, loop.order.num_steps, first, frozen=loop.frozen, memory=memory, compiled=compiled))
     state = loop.fit(Sampler(run, work, after=first))
-    del loop  # with it the optimiser and the copies for checkpoints: the published model comes beside this one
+    optimizer = weakref.ref(loop.optimizer)
+    del loop  # with it the optimiser: the published model comes beside this one
     work.learner.model.zero_grad(set_to_none=True)
-    let_go()
+    let_go(optimizer)
     unit = work.learner.objective.loss_unit
     loss_curve(run.read_metrics(), run.path / "loss.png", title=f"Loss, {unit}")
     if not is_whole(run.model):
         publish_model(run, work)
-        let_go()
     emit(Saved(STEP, str(run.model), "model"))
     after = score_rows(recipe, load_trained(run.model), work.held_out, emit, "scoring the result")
     write_report(run, work, state, after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from tunesmith.core.records import ChatExample, PairExample
 from tunesmith.core.run import RunFolder
 from tunesmith.data.template import PLAIN_TEMPLATE
 from tunesmith.models.load import Loaded, load_trained
+from tunesmith.models.memory import let_go
 from tunesmith.models.parity import record
 from tunesmith.models.predict import LocalPredictor
 from tunesmith.models.source import CARD, base_record, read_card
@@ -96,6 +98,9 @@ def publish_model(run: RunFolder, work: Work, *, finish: Callable[[Path], None] 
         published = load_trained(draft)  # what is recorded is what the files answer, not what memory answers
         probes = record(published, spread(work.held_out, NUM_PROBES))
         (draft / "probes.json").write_text(json.dumps(probes, indent=1, ensure_ascii=False), encoding="utf-8")
+    model = weakref.ref(published.model)
+    del published
+    let_go(model)  # it is loaded once more, from its place
 
 
 def _save_tokenizer(loaded: Loaded, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -182,7 +183,9 @@ class Loop:
             if request.is_made:
                 raise Interrupted(f"stopped after step {self.state.step}", resume=self._resume_command())
         if self.settings.keep == "best" and self.state.best_step:
-            let_go()  # the file is mapped beside what training held
+            copies = weakref.ref(writer)
+            del writer
+            let_go(copies)  # the file is mapped beside what training held
             load_best(self.run.checkpoints, self.state.best_step, self.tensors)
         self.accelerator.end_training()
         return self.state
