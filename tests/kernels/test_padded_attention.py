@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AttentionMaskInterface
 
+from tunesmith.core.plugins import build
 from tunesmith.kernels.packed_attention import NAME, attend_padded, attending
 from tunesmith.kernels.visible import Visible, visible_mask
 from tunesmith.models.tiny import task_of, tiny
@@ -37,6 +39,40 @@ def test_a_model_keeps_the_attention_only_where_nothing_else_changes(architectur
     before = model.config._attn_implementation
     assert attend_padded(model, 300) == is_taken
     assert model.config._attn_implementation == (NAME if is_taken else before)
+
+
+def _mixed(architecture):
+    """A bf16 encoder with LoRA and a new fp32 head, as a training of classes on a bf16 machine has it."""
+    torch.manual_seed(0)
+    model = tiny(architecture)[0].bfloat16()
+    for name, part in model.named_children():
+        if "classifier" in name:
+            part.float()
+    return build("methods", "lora").attach(model)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_a_bf16_encoder_with_an_fp32_head_takes_it(architecture):
+    model = _mixed(architecture)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend_padded(model, 300)
+    assert model.config._attn_implementation == NAME
+
+
+def test_a_bf16_model_whose_outputs_change_is_left_alone():
+    """A mask that lets padding through changes them by less than bf16 rounds; in fp32 it shows."""
+
+    def through_padding(*args, attention_mask=None, **settings):
+        return visible_mask(*args, attention_mask=torch.ones_like(attention_mask), **settings)
+
+    model = _mixed("bert")
+    AttentionMaskInterface.register(NAME, through_padding)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not attend_padded(model, 300)
+    finally:
+        AttentionMaskInterface.register(NAME, visible_mask)
+    assert model.config._attn_implementation != NAME
 
 
 def test_dropout_of_a_bert_is_the_same_for_the_same_seed():

@@ -88,9 +88,9 @@ class Learner:
                 remedy="Set train.packing=auto; rows of like length then go together.",
             )
         check_kernel(model, attention, is_packed=not reason and device.type != "cpu")
-        if reason:
-            attend_padded(model, config.vocab_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):  # a new head is fp32
+            if reason:
+                attend_padded(model, config.vocab_size)
             fuse(model, lambda: probe(model))
         layout = layout_of(loaded.tokenizer, config, is_packed=not reason)
         likelihood = None

@@ -60,8 +60,7 @@ def sketch(  # noqa: PLR0913 - everything that decides what a learner costs
     if quantize == "none":
         fuse_lora_layers(model)
     reason = _why_padded(model, objective, packing)
-    has_mixed_head = precision == "bf16" and task in LABELLED and not method.trains_base_weights
-    if not is_cuda and not (reason and has_mixed_head) and (not reason or _has_own_attention(model)):
+    if not is_cuda and (not reason or _has_own_attention(model)):
         model.config._attn_implementation = NAME
     layout = layout_of(tokenizer, config, is_packed=not reason)
     likelihood = None if task in LABELLED else _Told(model, is_causal=task == "causal")
