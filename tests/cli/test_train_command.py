@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tunesmith.cli.main import main
 from tunesmith.core.run import RunFolder
 from tunesmith.models.tiny import write_tiny
 
@@ -33,14 +36,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, "train", *words], cwd=place, capture_output=True, text=True, check=False, timeout=240
-    )
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Train = Callable[..., Done]
+
+
+@pytest.fixture
+def train(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`tunesmith train` in this process, which has imported everything."""
+    monkeypatch.chdir(place)
+
+    def run(*words: str) -> Done:
+        code = main(["train", *words])
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
 def test_stdout_is_the_run_and_stderr_what_happened(place: Path) -> None:
-    done = train(place, "small.yaml")
+    """In a process of its own, where libraries have their first word, too."""
+    words = [*COMMAND, "train", "small.yaml"]
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"runs/small-\d+\n", done.stdout)
     assert (place / done.stdout.strip() / "model").is_dir()
@@ -51,8 +73,8 @@ def test_stdout_is_the_run_and_stderr_what_happened(place: Path) -> None:
     assert " train done seconds=" in lines[-1]
 
 
-def test_json_is_one_line_with_the_promised_keys(place: Path) -> None:
-    done = train(place, "small.yaml", "train.steps=2", "--json", "--quiet")
+def test_json_is_one_line_with_the_promised_keys(train: Train) -> None:
+    done = train("small.yaml", "train.steps=2", "--json", "--quiet")
     assert done.stderr == ""
     value = json.loads(done.stdout)
     assert set(value) == {"run", "steps", "tokens_per_second", "loss"}
@@ -60,14 +82,14 @@ def test_json_is_one_line_with_the_promised_keys(place: Path) -> None:
     assert value["loss"] > 0
 
 
-def test_events_are_json_lines_on_stderr(place: Path) -> None:
-    done = train(place, "small.yaml", "train.steps=2", "--events", "jsonl")
+def test_events_are_json_lines_on_stderr(train: Train) -> None:
+    done = train("small.yaml", "train.steps=2", "--events", "jsonl")
     kinds = [json.loads(line)["type"] for line in done.stderr.splitlines()]
     assert {"started", "progress", "metric", "saved", "finished"} <= set(kinds)
 
 
 @pytest.mark.parametrize("num_steps", [0, 3])
-def test_ctrl_c_saves_and_the_run_goes_on(place: Path, num_steps: int) -> None:
+def test_ctrl_c_saves_and_the_run_goes_on(place: Path, train: Train, num_steps: int) -> None:
     """Before the first step as well as in the midst of training."""
     words = ["train", "small.yaml", f"train.steps={STEPS}", f"name=long{num_steps}", "train.patience=0"]
     process = subprocess.Popen([*COMMAND, *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -85,20 +107,20 @@ def test_ctrl_c_saves_and_the_run_goes_on(place: Path, num_steps: int) -> None:
     assert f"resume   tunesmith train --resume runs/{run.name}" in err
     assert run.state == "stopped"
     assert len(run.read_metrics()) < STEPS
-    done = train(place, "--resume", f"runs/{run.name}", "--json", "--quiet")
+    done = train("--resume", f"runs/{run.name}", "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == STEPS
 
 
-def test_a_run_that_is_not_there_is_named(place: Path) -> None:
-    done = train(place, "--resume", "runs/nothing")
+def test_a_run_that_is_not_there_is_named(train: Train) -> None:
+    done = train("--resume", "runs/nothing")
     assert done.returncode == 1
     assert done.stderr.startswith('error  "runs/nothing" is not a run folder')
 
 
-def test_an_unwritable_home_is_one_line(place: Path, tmp_path: Path) -> None:
+def test_an_unwritable_home_is_one_line(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = train(place, "small.yaml", "--home", str(tmp_path / "file"))
+    done = train("small.yaml", "--home", str(tmp_path / "file"))
     assert done.returncode == 1
     assert done.stderr == f"error  {tmp_path / 'file'}: the home must be a folder. Name a folder. [bad_home]\n"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -160,15 +161,20 @@ def write(cells: Iterable[Cell]) -> None:
 
 def all_cells() -> list[Cell]:
     """Every combination that is tried."""
-    return [(method, *column) for method in methods() for column in columns()]
+    return [(method, *column) for method, column in product(methods(), columns())]
 
 
 def _can_do(architecture: str, objective: Objective) -> bool:
     try:
-        check_task(tiny(architecture)[0].config, objective.task, architecture)
+        check_task(_config(architecture), objective.task, architecture)
     except UserError:
         return False
     return True
+
+
+@cache
+def _config(architecture: str) -> Any:
+    return tiny(architecture)[0].config
 
 
 def _train(learner: Learner, rows: Rows) -> tuple[float, float]:

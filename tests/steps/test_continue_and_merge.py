@@ -37,6 +37,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.runs: dict[str, RunFolder] = {}
 
     def base(self, architecture: str, task: Any) -> str:
         path = self.folder / f"base-{architecture}-{task}"
@@ -59,6 +60,14 @@ class Place:
         )
         return train(recipe, emit=silent, root=self.folder / "runs")
 
+    def trained(self, objective: str, method: Any) -> RunFolder:
+        """A training from the base that fits the objective, made once for all tests."""
+        key = json.dumps([objective, method])
+        if key not in self.runs:
+            base = self.base("llama", "causal") if objective in ("clm", "sft") else self.base("bert", "mask")
+            self.runs[key] = self.train(base, objective, method)
+        return self.runs[key]
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
@@ -68,18 +77,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="module")
 def tuned(place: Place) -> RunFolder:
     """A LoRA run on a decoder."""
-    return place.train(place.base("llama", "causal"), "clm", LORA)
+    return place.trained("clm", LORA)
 
 
 @pytest.fixture(scope="module")
 def bottleneck(place: Place) -> RunFolder:
-    return place.train(place.base("llama", "causal"), "clm", BOTTLENECK)
+    return place.trained("clm", BOTTLENECK)
 
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
     found: torch.Tensor = model.eval()(input_ids=torch.tensor([[20, 21, 22, 23, 24]])).logits
     return found[:, -5:]  # virtual tokens have positions of their own before these
+
+
+@torch.no_grad()
+def states(model: Any) -> torch.Tensor:
+    """What the last block gives."""
+    found: torch.Tensor = model.eval().base_model(torch.tensor([[20, 21, 22]]), output_hidden_states=True).hidden_states
+    return found[-1]
 
 
 def card(run: RunFolder) -> dict[str, Any]:
@@ -90,7 +106,7 @@ def card(run: RunFolder) -> dict[str, Any]:
 @pytest.mark.parametrize("method", [LORA, BOTTLENECK, {"name": "prompt_tuning", "num_tokens": 4}])
 def test_the_very_adapter_goes_on_with_the_same_method(place: Place, method: dict[str, Any]) -> None:
     base = place.base("llama", "causal")
-    first = place.train(base, "clm", method)
+    first = place.trained("clm", method)
     second = place.train(first, "sft", method, train={"steps": 1, "lr": 1e-9, "warmup": 0.0, "weight_decay": 0.0})
     assert card(second)["base"] == card(first)["base"]
     assert card(second)["parent"]["name"] == str(first.path)
@@ -134,7 +150,7 @@ def test_an_adapter_over_an_adapter_run_finds_its_bases(place: Place, tuned: Run
 
 
 def test_a_classifier_goes_on_with_other_labels_and_with_the_same(place: Place) -> None:
-    first = place.train(place.base("bert", "mask"), "classification", LORA)
+    first = place.trained("classification", LORA)
     same = place.train(first, "classification", LORA)
     assert card(same)["base"] == card(first)["base"]
     others = place.train(first, "others", LORA)
@@ -146,9 +162,13 @@ def test_a_classifier_goes_on_with_other_labels_and_with_the_same(place: Place) 
 
 @pytest.mark.parametrize("method", [LORA, "full"])
 def test_hidden_words_then_classes(place: Place, method: Any) -> None:
-    first = place.train(place.base("bert", "mask"), "mlm", method)
-    second = place.train(first, "classification", method)
-    assert load_trained(second.path).task == "classify"
+    first = place.trained("mlm", method)
+    second = place.train(first, "classification", method, train={"steps": 1, "lr": 1e-9, "weight_decay": 0.0})
+    tuned, before = load_trained(second.path).model, load_trained(first.path).model
+    assert tuned.config.num_labels == 2
+    assert torch.allclose(states(tuned), states(before), atol=1e-5), "the classifier reads what the texts taught"
+    base = load_trained(place.base("bert", "mask"), precision="fp32").model
+    assert not torch.allclose(states(before), states(base), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +216,7 @@ def test_a_merged_run_is_trained_on_like_any_model(place: Place, tuned: RunFolde
 
 
 def test_a_classifier_is_merged_with_its_head(place: Place, tmp_path: Path) -> None:
-    run = place.train(place.base("bert", "mask"), "classification", LORA)
+    run = place.trained("classification", LORA)
     assert merge(run.path, tmp_path / "merged", emit=silent).difference <= 1e-5
     assert load_trained(tmp_path / "merged").labels == ("n", "y")
 

@@ -30,6 +30,7 @@ from tunesmith.steps.search_workers import how_many
 
 TRAIN = {"steps": 4, "tokens_per_step": 128, "micro_tokens": 128, "validations": 4, "patience": 0}
 LR = {"low": 1e-4, "high": 1e-1, "log": True}
+SPACE = {"train.lr": LR, "method.rank": {"low": 1, "high": 8}}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,12 @@ def run(made: SearchPlan, root: Path, jobs: int = 1) -> Search:
     return search(made, emit=silent, root=root, jobs=jobs)
 
 
+@pytest.fixture(scope="module")
+def straight(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """A search that nobody stops."""
+    return run(plan(place, SPACE), tmp_path_factory.mktemp("straight"))
+
+
 def losses(found: Search) -> list[float]:
     return [trial["validation_loss"] for trial in found.report["trials"]]
 
@@ -69,10 +76,10 @@ def losses(found: Search) -> list[float]:
 def test_the_best_recipe_gives_its_score_again_and_only_it_sees_the_test_rows(place: Path, tmp_path: Path) -> None:
     space = {"train.lr": LR, "method": ["lora", "full"], "method.rank": [2, 4]}
     events: list[Event] = []
-    made = plan(place, space, search={"train_best": True, "trials": 5})
+    made = plan(place, space, search={"train_best": True, "trials": 3})
     found = search(made, emit=events.append, root=tmp_path)
     report = found.report
-    assert report["counts"] == {"complete": 5, "pruned": 0, "failed": 0}
+    assert report["counts"] == {"complete": 3, "pruned": 0, "failed": 0}
     assert report["best"]["value"] == min(losses(found)) == report["best"]["validation_loss"]
     tested = report["best_run"]
     assert tested["is_reproduced"] and tested["validation_loss"] == report["best"]["value"]
@@ -83,13 +90,13 @@ def test_the_best_recipe_gives_its_score_again_and_only_it_sees_the_test_rows(pl
     assert best.train.lr == report["best"]["params"]["train.lr"]
     assert best.search == type(best.search)(), "the best recipe searches nothing"
     rows = [event for event in events if isinstance(event, Metric) and event.step == "search"]
-    assert [event.at for event in rows] == [1, 2, 3, 4, 5]
+    assert [event.at for event in rows] == [1, 2, 3]
     assert [event.at for event in rows if event.is_best][-1] == report["best"]["trial"]
     assert isinstance(events[0], Started) and "searches" not in str(events[0].values["search"])
 
 
-def test_everything_promised_is_on_disk_with_its_sum(place: Path, tmp_path: Path) -> None:
-    found = run(plan(place, {"train.lr": LR}), tmp_path)
+def test_everything_promised_is_on_disk_with_its_sum(straight: Search) -> None:
+    found = straight
     files = found.report["files"]
     assert {"trials.jsonl", "trials.csv", "best.yaml", "search.html", "plots/history.png"} <= set(files)
     assert all(sha256(found.path / name) == expected for name, expected in files.items())
@@ -102,13 +109,27 @@ def test_everything_promised_is_on_disk_with_its_sum(place: Path, tmp_path: Path
     assert not list(found.path.rglob("*.safetensors")), "trials leave no weights"
 
 
-def test_the_same_search_again_is_the_same(place: Path, tmp_path: Path) -> None:
-    space = {"train.lr": LR, "method.rank": {"low": 1, "high": 8}}
-    first, again = (run(plan(place, space), tmp_path) for _ in range(2))
-    assert [t["chosen"] for t in first.report["trials"]] == [t["chosen"] for t in again.report["trials"]]
-    assert losses(first) == losses(again)
-    other = run(plan(place, space, search={"sampler": "random", "trials": 2}), tmp_path)
-    assert all(1 <= t["chosen"]["method.rank"] <= 8 for t in other.report["trials"])
+def test_the_same_search_again_is_the_same(straight: Search, place: Path, tmp_path: Path) -> None:
+    again = run(plan(place, SPACE), tmp_path)
+    assert [t["chosen"] for t in straight.report["trials"]] == [t["chosen"] for t in again.report["trials"]]
+    assert losses(straight) == losses(again)
+
+
+def proposed(made: SearchPlan, folder: Path) -> list[dict[str, Any]]:
+    """What a search would try, if every trial gave the same."""
+    folder.mkdir(exist_ok=True)
+    study, found = Study(made, folder), []
+    while (asked := study.next()) is not None:
+        found.append(asked.chosen)
+        study.tell(asked, Result("complete", value=1.0, validation_loss=1.0))
+    return found
+
+
+def test_random_proposals_lie_in_their_ranges_and_follow_the_seed(place: Path, tmp_path: Path) -> None:
+    made = [plan(place, SPACE, search={"sampler": "random", "trials": 8}, seed=seed) for seed in (1, 1, 2)]
+    first, again, other = (proposed(one, tmp_path / str(number)) for number, one in enumerate(made))
+    assert all(1 <= chosen["method.rank"] <= 8 and 1e-4 <= chosen["train.lr"] <= 1e-1 for chosen in first)
+    assert first == again != other
 
 
 def test_tpe_learns_from_what_it_tried(place: Path, tmp_path: Path) -> None:
@@ -135,9 +156,11 @@ def test_tpe_learns_from_what_it_tried(place: Path, tmp_path: Path) -> None:
 
 def test_a_grid_tries_every_combination_once(place: Path, tmp_path: Path) -> None:
     space = {"train.lr": [1e-3, 1e-2], "method": ["full", "lora"], "method.rank": [2, 4]}
-    found = run(plan(place, space, search={"sampler": "grid", "trials": 6}, train={"steps": 2}), tmp_path)
-    tried = [tuple(trial["chosen"].items()) for trial in found.report["trials"]]
-    assert len(set(tried)) == len(tried) == 6
+    tried = proposed(plan(place, space, search={"sampler": "grid", "trials": 9}), tmp_path)
+    full = [{"train.lr": lr, "method": "full"} for lr in (1e-3, 1e-2)]
+    lora = [{"train.lr": lr, "method": "lora", "method.rank": rank} for lr in (1e-3, 1e-2) for rank in (2, 4)]
+    assert len(tried) == 6, "no combination twice, though nine trials are allowed"
+    assert all(one in tried for one in full + lora)
 
 
 def test_the_median_ends_what_lies_behind_and_halving_lets_a_third_go_on(place: Path, tmp_path: Path) -> None:
@@ -228,9 +251,10 @@ def test_tasks_with_heads_of_their_own_have_no_one_score(place: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_a_search_that_goes_on_as_if_nothing_had_been(place: Path, tmp_path: Path) -> None:
-    made = plan(place, {"train.lr": LR, "method.rank": [2, 4]})
-    straight = run(made, tmp_path / "straight")
+def test_ctrl_c_leaves_a_search_that_goes_on_as_if_nothing_had_been(
+    straight: Search, place: Path, tmp_path: Path
+) -> None:
+    made = plan(place, SPACE)
 
     def stop(event: Event) -> None:
         if isinstance(event, Progress) and event.label == "trial 3 of 4":
@@ -244,14 +268,12 @@ def test_ctrl_c_leaves_a_search_that_goes_on_as_if_nothing_had_been(place: Path,
     found = resume(folder, emit=silent)
     assert losses(found) == losses(straight)
     assert [t["chosen"] for t in found.report["trials"]] == [t["chosen"] for t in straight.report["trials"]]
-    more = resume(folder, emit=silent, trials=6)
-    assert len(more.report["trials"]) == 6 and losses(more)[:4] == losses(straight)
+    more = resume(folder, emit=silent, trials=5)
+    assert len(more.report["trials"]) == 5 and losses(more)[:4] == losses(straight)
 
 
-def test_kill_9_in_a_trial_repeats_it(place: Path, tmp_path: Path) -> None:
-    made = plan(place, {"train.lr": LR}, train={"steps": 6})
-    straight = run(made, tmp_path / "straight")
-    (tmp_path / "r.yaml").write_text(made.to_yaml())
+def test_kill_9_in_a_trial_repeats_it(straight: Search, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(plan(place, SPACE).to_yaml())
     words = [sys.executable, "-m", "tunesmith", "search", "r.yaml", "--events", "jsonl", "--home", "home"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -278,8 +300,7 @@ def test_a_trial_that_keeps_killing_the_process_is_given_up(place: Path, tmp_pat
 
 
 def test_trials_in_several_processes_give_what_one_gives(place: Path, tmp_path: Path) -> None:
-    space = {"train.lr": [1e-3, 1e-2], "method.rank": [2, 4]}
-    made = plan(place, space, search={"sampler": "grid", "trials": 4})
+    made = plan(place, {"train.lr": [1e-3, 3e-3, 1e-2]}, search={"sampler": "grid", "trials": 3})
     alone, together = run(made, tmp_path / "one"), run(made, tmp_path / "two", jobs=2)
     assert losses(together) == losses(alone), "each worker has the one thread that this process has"
 

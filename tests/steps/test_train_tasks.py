@@ -159,7 +159,7 @@ def test_a_task_is_registered_and_a_run_without_a_task_is_refused(tmp_path) -> N
             use(run.path)
         assert caught.value.code == "which_task" and str(run.path / "kinds") in caught.value.remedy
     version = register(home, run.path / "second", emit=silent)
-    assert version.reference == "second@1" or version.name == "second"
+    assert version.reference == "second:1"
 
 
 def _refused(folder: Path, *args, **settings) -> UserError:
