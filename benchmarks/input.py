@@ -1,11 +1,13 @@
 """Rows from file to step: how fast, in how much memory, and whether the step waits for them.
 
-Four questions, one table each: are tokens/s of training flat as rows grow; what does a start cost, the first time and
-from the cache, in seconds and bytes a row; what do several tokenising processes bring; how long do steps wait.
+Five questions, one table each: are tokens/s of training flat as rows grow; what does a start cost, the first time and
+from the cache, in seconds and bytes a row; what do several tokenising processes bring; how long do steps wait; is the
+memory of reading ten million rows that of reading one million.
 
-    python benchmarks/input.py                        about 10 minutes on 2 cores
+    python benchmarks/input.py                        about 18 minutes on 2 cores
     python benchmarks/input.py --start 1000000        the start with a million rows (12 minutes); 10000000 works alike
     python benchmarks/input.py --growth 1000 4000     a quick look at growth
+    python benchmarks/input.py --growth --start       ten million rows alone, about 6 minutes and 1.5 GB in $TMPDIR
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,9 @@ STEP_TOKENS, MICRO_TOKENS = 4096, 2048
 ROUND_STEPS, ROUNDS = 6, 5
 WIDTH = 64
 """So small a model that what rows cost would show."""
+HELD_OUT = 1000
+"""Rows of the validation side where memory is compared: they are held, so they are as many for any number of rows."""
+READ_AGAIN = 20_000
 MOST_ROWS_OF_ONE_PROCESS = 200_000
 """A larger set is not tokenised a second time in one process."""
 
@@ -49,6 +55,20 @@ def write_rows(path: Path, count: int) -> None:
                 {"role": "assistant", "content": told},
             ]
             file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def write_short_rows(path: Path, count: int) -> None:
+    """So many questions with answers, some 130 bytes each, no two the same; cells where the path is a .csv."""
+    draw = random.Random(0)
+    words = sorted(set(re.findall(r"[a-z]{3,9}", (ASSETS / "general.txt").read_text(encoding="utf-8"))))
+    asked = [" ".join(draw.choices(words, k=7)) for _ in range(997)]
+    told = [" ".join(draw.choices(words, k=8)) for _ in range(1009)]
+    is_csv = path.suffix == ".csv"
+    row = '"Note {}: {}","{}"\n' if is_csv else '{{"question": "Note {}: {}", "answer": "{}"}}\n'
+    with path.open("w", encoding="utf-8", buffering=2**20) as file:
+        file.write("question,answer\n" if is_csv else "")
+        for i in range(count):
+            file.write(row.format(i, asked[i % 997], told[i % 1009]))
 
 
 # The start, in a process of its own
@@ -90,6 +110,29 @@ def start(path: Path) -> dict[str, Any]:
     }
 
 
+def reading(path: Path, count: int) -> dict[str, Any]:
+    """Seconds and memory of reading so many rows as large files are, and how fast they come back in their order."""
+    from tunesmith.data import large
+    from tunesmith.data.load import load_data
+    from tunesmith.recipe import DataSettings
+
+    settings = DataSettings(source=str(path), split={"validation": HELD_OUT / count})  # type: ignore[arg-type]
+    large.LARGE_BYTES = 1
+    before = _peak_bytes()
+    began = time.perf_counter()
+    data = load_data(settings, seed=1)
+    seconds, peak = time.perf_counter() - began, _peak_bytes()
+    began = time.perf_counter()
+    again = sum(1 for _ in data.train[:READ_AGAIN])
+    return {
+        "rows": data.num_read,
+        "read_seconds": seconds,
+        "rows_again_per_second": again / (time.perf_counter() - began),
+        "peak_bytes": peak,
+        "bytes_before": before,
+    }
+
+
 def _peak_bytes() -> int:
     """The most memory this process has held; getrusage would count its parent's before it began."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -102,14 +145,13 @@ def _settings(**more: Any) -> Any:
     return TrainSettings(tokens_per_step=STEP_TOKENS, micro_tokens=MICRO_TOKENS, lr=1e-4, epochs=100, **more)
 
 
-def started(path: Path, cache: Path, workers: int = 0) -> dict[str, Any]:
-    """`start` in a new process."""
+def started(path: Path, cache: Path, workers: int = 0, count: int = 0) -> dict[str, Any]:
+    """`start` in a new process; with a count `reading`."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TUNESMITH_ROW_CACHE_GIB": "100"}
     if workers:
         environment["TUNESMITH_TOKENISERS"] = str(workers)
-    done = subprocess.run(
-        [sys.executable, __file__, "--start-of", str(path)], env=environment, stdout=subprocess.PIPE, check=True
-    )
+    wish = ["--start-of", str(path), *(["--rows", str(count)] if count else [])]
+    done = subprocess.run([sys.executable, __file__, *wish], env=environment, stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -200,16 +242,18 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--growth", type=int, nargs="*", default=[1000, 4000, 16000, 64000])
     options.add_argument("--start", type=int, nargs="*", default=[100_000, 400_000])
+    options.add_argument("--many", type=int, nargs="*", default=[1_000_000, 10_000_000])
     options.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options.add_argument("--start-of", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--rows", type=int, default=0, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.start_of:
-        print(json.dumps(start(chosen.start_of)))
+        print(json.dumps(reading(chosen.start_of, chosen.rows) if chosen.rows else start(chosen.start_of)))
         return
     with tempfile.TemporaryDirectory(prefix="tunesmith-input-") as text:
         folder = Path(text)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        result: dict[str, Any] = {"growth": [], "start": []}
+        result: dict[str, Any] = {"growth": [], "start": [], "many": []}
         if chosen.growth:
             result["growth"] = grow(chosen.growth, folder)
         for count in chosen.start:
@@ -222,6 +266,11 @@ def main() -> None:
                 one["one_process"] = started(path, folder / "one", workers=1)
             result["start"].append(one)
             path.unlink()
+        for count, kind in [
+            *((count, "jsonl") for count in chosen.many),
+            *((count, "csv") for count in chosen.many[:1]),
+        ]:
+            result["many"].append(many(folder, count, kind))
         import torch
 
         result["machine"] = machine(torch.get_num_threads())
@@ -229,22 +278,49 @@ def main() -> None:
         keep(chosen.out, "input", comparisons=comparisons(result), raw=result, page=page)
 
 
+def many(folder: Path, count: int, kind: str) -> dict[str, Any]:
+    """Short rows of a kind of file, read for the first time and from the cache, both of which are deleted."""
+    path, cache = folder / f"many-{count}.{kind}", folder / "many"
+    write_short_rows(path, count)
+    one: dict[str, Any] = {"rows": count, "kind": kind, "file_bytes": path.stat().st_size}
+    for name in ("first", "again"):
+        one[name] = started(path, cache, count=count)
+    one["cache_bytes"] = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    path.unlink()
+    shutil.rmtree(cache)
+    return one
+
+
 def comparisons(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The line of latest.json: the largest set against the smallest."""
-    if len(result["growth"]) < 2:
-        return []
-    small, large = result["growth"][0], result["growth"][-1]
-    ours, other = large["ahead"]["tokens_per_second"], small["ahead"]["tokens_per_second"]
-    return [
-        {
-            "benchmark": "input/growth",
-            "ours": round(ours),
-            "peer": round(other),
-            "peer_version": f"itself with {small['rows']:,} rows",
-            "ratio": round(ours / other, 3),
-            "settings": f"tokens/s with {large['rows']:,} rows",
-        }
-    ]
+    """The lines of latest.json: the largest set against the smallest."""
+    lines = []
+    if len(result["growth"]) > 1:
+        small, large = result["growth"][0], result["growth"][-1]
+        speeds = [one["ahead"]["tokens_per_second"] for one in (large, small)]
+        lines.append(_comparison("input/growth", speeds, small["rows"], f"tokens/s with {large['rows']:,} rows"))
+    of_lines = [one for one in result["many"] if one["kind"] == "jsonl"]
+    if len(of_lines) > 1:
+        small, large = of_lines[0], of_lines[-1]
+        peaks = [_grown(one["first"]) for one in (large, small)]
+        said = f"bytes over imports at most while {large['rows']:,} rows are read"
+        lines.append(_comparison("input/memory", peaks, small["rows"], said))
+    return lines
+
+
+def _comparison(name: str, values: list[float], rows: int, said: str) -> dict[str, Any]:
+    ours, other = values
+    return {
+        "benchmark": name,
+        "ours": round(ours),
+        "peer": round(other),
+        "peer_version": f"itself with {rows:,} rows",
+        "ratio": round(ours / other, 3),
+        "settings": said,
+    }
+
+
+def _grown(one: dict[str, Any]) -> int:
+    return int(one["peak_bytes"] - one["bytes_before"])
 
 
 def table(result: dict[str, Any]) -> list[str]:
@@ -271,7 +347,27 @@ def table(result: dict[str, Any]) -> list[str]:
         lines.append("")
     for one in result["start"]:
         lines += _start_table(one)
-    return lines
+    return [*lines, *_table_of_many(result["many"])] if result["many"] else lines
+
+
+def _table_of_many(result: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"Short rows read into a data set, {HELD_OUT:,} of them held out, the others left on disk. Again: the first "
+        f"{READ_AGAIN:,} training rows read once more, in their order.",
+        "",
+        "| rows | file | first reading | rows/s | peak memory over imports | kept | from the cache | peak | again |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in result:
+        first, again = one["first"], one["again"]
+        lines.append(
+            f"| {one['rows']:,} | {one['file_bytes'] / 2**20:,.0f} MiB of {one['kind']} "
+            f"| {first['read_seconds']:.0f} s "
+            f"| {one['rows'] / first['read_seconds']:,.0f} | {_grown(first) / 2**20:,.0f} MiB "
+            f"| {one['cache_bytes'] / 2**20:,.0f} MiB | {again['read_seconds']:.1f} s "
+            f"| {_grown(again) / 2**20:,.0f} MiB | {again['rows_again_per_second']:,.0f} rows/s |"
+        )
+    return [*lines, ""]
 
 
 def _start_table(one: dict[str, Any]) -> list[str]:
@@ -286,7 +382,7 @@ def _start_table(one: dict[str, Any]) -> list[str]:
         if key not in one:
             continue
         found = one[key]
-        grown = found["peak_bytes"] - found["bytes_before"]
+        grown = _grown(found)
         lines.append(
             f"| {name} | {found['read_seconds']:.1f} s | {one['rows'] / found['read_seconds']:,.0f} "
             f"| {found['tokenise_seconds']:.1f} s | {found['tokens'] / found['tokenise_seconds']:,.0f} "

@@ -1,6 +1,6 @@
 """The reading of large files: of every usable row its place, hashes of what decides its side, its classes and its sum.
 
-They are columns of numbers in a folder, 70 bytes a row, written and read in blocks, so that no number of rows fills the
+They are columns of numbers in a folder, 74 bytes a row, written and read in blocks, so that no number of rows fills the
 memory. The hashes are those of `split.unit_hash`, so they are names and places at once.
 """
 
