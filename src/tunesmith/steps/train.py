@@ -29,7 +29,7 @@ from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import default_metrics
 from tunesmith.steps.opening import with_named_run
 from tunesmith.steps.resuming import Resumption, record_work
-from tunesmith.steps.train_choices import kept_attention, kept_precision, settle, settle_attention
+from tunesmith.steps.train_choices import kept_choices, settle, settle_attention
 from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import head, tail, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
@@ -77,8 +77,7 @@ def resume(run: RunFolder, *, emit: Emit, overrides: Sequence[str] = (), allow: 
             return _train_tasks(recipe, emit, lambda: run, going_on)
         data = load_data(recipe.data, seed=recipe.seed, emit=emit)
         going_on.check_data(data.card())
-        kept: dict[str, Any] = {"precision": kept_precision(run), "attention": kept_attention(run)}
-        work = Work.prepare(resolve(recipe, data), data, emit, **kept)
+        work = Work.prepare(resolve(recipe, data), data, emit, **kept_choices(run))
         going_on.begin(work.recipe)
         return _carry_out(run, work.recipe, lambda: _train(run, work, going_on.allowed))
 
@@ -92,7 +91,7 @@ def _train_tasks(
     if recipe.train.lr == "auto":
         recipe = override_recipe(recipe, train={"lr": recipe.method.learning_rate})
     recipe = override_recipe(recipe, train={"head_lr": _head_factor(recipe)})
-    joint = JointWork.prepare(recipe, emit)
+    joint = JointWork.prepare(recipe, emit, **kept_choices(None if going_on is None else going_on.run))
     run = open_run()
     if going_on is not None:
         going_on.check_data(joint.data.card())

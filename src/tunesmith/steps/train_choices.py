@@ -7,6 +7,7 @@ They decide last digits, so a run keeps them (training/choices.py) even where it
 from __future__ import annotations
 
 import os
+from typing import TypedDict
 
 import torch
 
@@ -16,6 +17,13 @@ from tunesmith.models.machine import Precision, Wish, preferred_precision
 from tunesmith.models.rates import measured
 from tunesmith.training.choices import Choice, choices, decided
 from tunesmith.training.learner import Learner
+
+
+class KeptChoices(TypedDict):
+    """The choices of a run that goes on, as `Work.prepare` takes them."""
+
+    precision: Precision | None
+    attention: str | None
 
 
 def kept_precision(run: RunFolder) -> Precision | None:
@@ -30,6 +38,13 @@ def kept_attention(run: RunFolder) -> str | None:
     """The kernel that a run's packed rows have gone through on a GPU; None where none was chosen."""
     kept = choices(run).get("attention")
     return None if kept is None else str(kept.value)
+
+
+def kept_choices(run: RunFolder | None) -> KeptChoices:
+    """What a run that goes on takes from before its model is loaded; None of it where a run is new."""
+    if run is None:
+        return {"precision": None, "attention": None}
+    return {"precision": kept_precision(run), "attention": kept_attention(run)}
 
 
 def settle_attention(run: RunFolder, learner: Learner, wish: str) -> None:

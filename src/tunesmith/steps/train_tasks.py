@@ -23,7 +23,7 @@ from tunesmith.data.load import DataSet
 from tunesmith.data.tasks import TaskSets, load_tasks
 from tunesmith.metrics.base import Metric
 from tunesmith.models.load import load_trained
-from tunesmith.models.machine import describe, peak_memory_bytes
+from tunesmith.models.machine import Precision, describe, peak_memory_bytes
 from tunesmith.models.shared_backbone import share_backbone, shared_names, split_weights
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Recipe, override_recipe
@@ -31,7 +31,7 @@ from tunesmith.reports.curve import loss_curve
 from tunesmith.steps.evaluate import Evaluation, default_metrics, refuse_unfit
 from tunesmith.steps.resuming import record_work
 from tunesmith.steps.train import resolve
-from tunesmith.steps.train_choices import machine_line, settle
+from tunesmith.steps.train_choices import machine_line, settle, settle_attention
 from tunesmith.steps.train_model import Sampler, publish_model
 from tunesmith.steps.train_report import training_values, write_report
 from tunesmith.steps.train_work import STEP, Work, score_rows
@@ -51,8 +51,12 @@ class JointWork:
     emit: Emit
 
     @staticmethod
-    def prepare(recipe: Recipe, emit: Emit) -> JointWork:
+    def prepare(
+        recipe: Recipe, emit: Emit, *, precision: Precision | None = None, attention: str | None = None
+    ) -> JointWork:
         """Read all tasks' rows, check what can be checked, load, share the backbone.
+
+        `precision` and `attention` are those of a run that goes on.
 
         Raises:
             UserError: As for one task; or the tasks' models do not have the same backbone.
@@ -65,7 +69,8 @@ class JointWork:
             recipe.train.optimizer.check_method(one.method.name, trains_base_weights=one.method.trains_base_weights)
         works: dict[str, Work] = {}
         for name, one in recipes.items():
-            works[name] = Work.prepare(one, data.sets[name], _named(emit, name))
+            say = _named(emit, name)
+            works[name] = Work.prepare(one, data.sets[name], say, precision=precision, attention=attention)
             first = next(iter(works.values()))
             if works[name] is not first:
                 share_backbone(first.learner.model, works[name].learner.model)
@@ -98,6 +103,8 @@ def train_joint(run: RunFolder, joint: JointWork, allowed: Sequence[str] = ()) -
     emit, works = joint.emit, joint.works
     first_work = next(iter(works.values()))
     settle(run, first_work.learner.precision, joint.recipe.model.precision)
+    for work in works.values():  # the first packed one decides: their backbone is one
+        settle_attention(run, work.learner, joint.recipe.train.attention)
     record_work(run, first_work)
     loop = joint.loop(run)
     first = loop.restore(allowed)
