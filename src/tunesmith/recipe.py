@@ -146,6 +146,9 @@ class TrainSettings(Settings):
     micro_tokens: PositiveInt | Literal["auto"] = "auto"
     """Tokens that go through the model at once, halved by itself when memory runs out; `auto`: 1,024 on a processor,
     where more is no faster, and 8,192 on a GPU."""
+    threads: PositiveInt | Literal["auto"] = "auto"
+    """Threads of the processor to compute with; `auto`: what `OMP_NUM_THREADS` says, else what was measured to be
+    fastest. A run that goes on keeps its number."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the repeated block once (`torch.compile`; the result is kept for later runs); `auto`: where there is a
     compiler, one block was measured to gain, and the run is long enough to pay for it."""

@@ -32,7 +32,7 @@ def test_they_keep_their_precision(tmp_path: Path) -> None:
         {
             "model": {"name": str(tmp_path / "base"), "precision": "auto"},
             "data": {"source": sources, "split": {"validation": 0.25}},
-            "train": {"steps": 2, "tokens_per_step": 64, "validations": 2, "lr": 1e-2},
+            "train": {"steps": 2, "tokens_per_step": 64, "validations": 2, "lr": 1e-2, "threads": 1},
         }
     )
     begun = []
@@ -58,5 +58,5 @@ def test_they_keep_their_precision(tmp_path: Path) -> None:
         resume(run, emit=look)
     finally:
         torch.set_num_threads(threads)
-    assert len(begun) == 1 and begun[0].startswith(f"{other} ")
+    assert len(begun) == 1 and begun[0].startswith(f"{other} ") and "1 thread (train.threads is 1)" in begun[0]
     assert run.read_json("report.json")["training"]["precision"] == other

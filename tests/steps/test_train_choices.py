@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tunesmith.core.run import RunFolder
-from tunesmith.steps.train_choices import kept_precision, settle
-from tunesmith.training.choices import choices
+from tunesmith.steps.train_choices import kept_precision, machine_line, settle
+from tunesmith.training.choices import Choice, choices
 
 
 @pytest.fixture
@@ -34,6 +34,22 @@ def test_a_run_that_goes_on_keeps_precision_and_threads(
     settle(run, "bf16", "auto")  # as another machine would choose
     assert kept_precision(run) == "fp32"
     assert torch.get_num_threads() == 1
+
+
+def test_the_recipes_threads_go_before_the_environments_and_what_was_kept(
+    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settle(run, "fp32", "fp32", 3)
+    assert torch.get_num_threads() == 3
+    assert choices(run)["threads"] == Choice(3, "train.threads is 3")
+    torch.set_num_threads(1)
+    settle(run, "fp32", "fp32", "auto")  # allowed by name on resume
+    assert torch.get_num_threads() == 3
+    settle(run, "fp32", "fp32", 2)
+    assert (torch.get_num_threads(), choices(run)["threads"].value) == (2, 2)
+    assert machine_line(run, "fp32") == "fp32 · 2 threads (train.threads is 2)"
 
 
 def test_the_reason_says_what_was_measured(tmp_path: Path, threads: int) -> None:

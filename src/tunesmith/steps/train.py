@@ -165,7 +165,7 @@ def _say_state(run: RunFolder, state: str, **values: Any) -> None:
 def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     started = time.perf_counter()
     recipe, emit = work.recipe, work.emit
-    settle(run, work.learner.precision, recipe.model.precision)
+    settle(run, work.learner.precision, recipe.model.precision, recipe.train.threads)
     settle_attention(run, work.learner, recipe.train.attention)
     record_work(run, work)
     loop = make_loop(run, work)

@@ -7,7 +7,7 @@ They decide last digits, so a run keeps them (training/choices.py) even where it
 from __future__ import annotations
 
 import os
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 
@@ -15,8 +15,12 @@ from tunesmith.core.run import RunFolder
 from tunesmith.kernels.packed_attention import kernel_of
 from tunesmith.models.machine import Precision, Wish, preferred_precision
 from tunesmith.models.rates import measured
-from tunesmith.training.choices import Choice, choices, decided
+from tunesmith.training.choices import Choice, choices, decided, keep
+from tunesmith.training.determinism import not_exact
 from tunesmith.training.learner import Learner
+
+Threads = int | Literal["auto"]
+"""The recipe's `train.threads`."""
 
 
 class KeptChoices(TypedDict):
@@ -54,16 +58,20 @@ def settle_attention(run: RunFolder, learner: Learner, wish: str) -> None:
         decided(run, "attention", lambda: Choice(kernel, why if wish == "auto" else f"train.attention is {wish}"))
 
 
-def settle(run: RunFolder, precision: Precision, wish: Wish) -> None:
+def settle(run: RunFolder, precision: Precision, wish: Wish, threads: Threads = "auto") -> None:
     """Keep the run's precision, and compute with its number of threads from here on.
 
-    `OMP_NUM_THREADS` decides for a new run where the user has set it, else what was measured to be fastest.
+    The recipe's `train.threads` decides; with `auto` `OMP_NUM_THREADS` where the user has set it, else what was
+    measured to be fastest, and in a run that goes on what it began with.
     """
     ratio = preferred_precision(wish)[1]
     why = f"products are {ratio:.1f} times as fast as in fp32" if ratio else f"model.precision is {wish}"
     decided(run, "precision", lambda: Choice(precision, why))
-    threads = decided(run, "threads", _threads)
-    torch.set_num_threads(int(threads.value))
+    if threads == "auto":
+        found = decided(run, "threads", _threads)
+    else:
+        found = keep(run, "threads", Choice(threads, f"train.threads is {threads}"))
+    torch.set_num_threads(int(found.value))
 
 
 def machine_line(run: RunFolder, precision: Precision) -> str:
@@ -72,7 +80,8 @@ def machine_line(run: RunFolder, precision: Precision) -> str:
     speed = f" ({ratio:.1f} times fp32 on this machine)" if precision == "bf16" and ratio else ""
     threads = choices(run)["threads"]
     number = f"{threads.value} thread{'' if threads.value == 1 else 's'}"
-    return f"{precision}{speed} · {number} ({threads.why})"
+    inexact = f" · steps may differ in their last digits: {why}" if (why := not_exact(run)) else ""
+    return f"{precision}{speed} · {number} ({threads.why}){inexact}"
 
 
 def _threads() -> Choice:

@@ -102,7 +102,7 @@ def train_joint(run: RunFolder, joint: JointWork, allowed: Sequence[str] = ()) -
     started = time.perf_counter()
     emit, works = joint.emit, joint.works
     first_work = next(iter(works.values()))
-    settle(run, first_work.learner.precision, joint.recipe.model.precision)
+    settle(run, first_work.learner.precision, joint.recipe.model.precision, joint.recipe.train.threads)
     for work in works.values():  # the first packed one decides: their backbone is one
         settle_attention(run, work.learner, joint.recipe.train.attention)
     record_work(run, first_work)

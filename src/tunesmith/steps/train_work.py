@@ -66,6 +66,8 @@ class Work:
         """
         torch.manual_seed(recipe.seed)
         prepare_exact_products(device())
+        if recipe.train.threads != "auto":
+            torch.set_num_threads(recipe.train.threads)
         objective = recipe.objective
         assert isinstance(objective, Objective), objective
         recipe.method.check_task(objective.task)
