@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +43,8 @@ class Scenario:
     work: Callable[[Path, Say], int]
     result: Callable[[Path], object]
     """What must be the same in the end, killed or not."""
+    modules: tuple[str, ...]
+    """What it imports."""
 
 
 @dataclass
@@ -196,9 +199,9 @@ def _run_result(folder: Path) -> object:
 
 
 SCENARIOS = {
-    "checkpoints": Scenario(checkpoints, _checkpoint_files),
-    "training": Scenario(training, _training_result),
-    "run": Scenario(run, _run_result),
+    "checkpoints": Scenario(checkpoints, _checkpoint_files, ("transformers", "tunesmith.training.checkpoint")),
+    "training": Scenario(training, _training_result, ("made_training", "peft")),
+    "run": Scenario(run, _run_result, ("tunesmith.steps.train", "matplotlib.figure", "peft")),
 }
 
 # --- killing ----------------------------------------------------------------------------------------
@@ -207,7 +210,7 @@ SCENARIOS = {
 def sweep(name: str, place: Path, kills: Iterator[Callable[[Path], int]], *, every: int = 1, most: int = 0) -> Tally:
     """Kill at each of `kills` in turn (every so many of them), go on, compare."""
     scenario = SCENARIOS[name]
-    prepare(place)
+    prepare(place, scenario.modules)
     code, _ = in_child(scenario, place / "whole")
     assert code == 0, "the work ends well when nobody kills it"
     wanted = scenario.result(place / "whole")
@@ -238,13 +241,14 @@ def sweep(name: str, place: Path, kills: Iterator[Callable[[Path], int]], *, eve
     return tally
 
 
-def prepare(place: Path) -> None:
-    """The base and the rows that scenarios share; torch is imported once, before the children are made."""
+def prepare(place: Path, modules: tuple[str, ...] = ()) -> None:
+    """The base and the rows that scenarios share; what all children use is imported once, before they are made."""
     import torch
-    import transformers  # noqa: F401
 
     from tunesmith.models.tiny import write_tiny
 
+    for module in modules:
+        import_module(module)
     torch.set_num_threads(1)
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "base").is_dir():
