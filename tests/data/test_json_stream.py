@@ -32,6 +32,10 @@ TEXTS = [
     "",
     '{"data": [{"a": 1}, {"a": 2}]}',
     '{"a": 1}\n{"a": 2}\n',
+    '{"a":\n 1} {"a": 2}\n',
+    ' \n{"a":\n 1}\n\n {"a": 2}\n{"a"',
+    '{"a": 1}\n',
+    '{"a": 1}\n[1]',
     '[{"a": ' + "[" * 120 + "]" * 120 + "}]",
 ]
 
@@ -63,10 +67,12 @@ def test_bytes_that_are_no_text_are_told_alike(raw: bytes, tmp_path: Path, monke
     assert items(path) == at_once
 
 
-def test_a_sound_array_is_never_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_array", [True, False])
+def test_what_is_sound_is_never_read_at_once(is_array: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"a": "x" * (i % 50), "n": i} for i in range(200)]
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    text = json.dumps(rows, indent=1) if is_array else "\n".join(map(json.dumps, rows))
+    path.write_text(text, encoding="utf-8")
     at_once = items(path)
     monkeypatch.setattr(readers, "STREAM_BYTES", 0)
     monkeypatch.setattr(json_stream, "CHUNK_BYTES", 64)

@@ -1,4 +1,4 @@
-"""The elements of a JSON array in a file, without the whole text in memory.
+"""JSON files as rows without the whole text in memory: the elements of an array, and lines under another name.
 
 Only what is right is read so: at the first fault the caller reads the file at once, which knows the words for it.
 """
@@ -18,32 +18,32 @@ from tunesmith.data.lines import GZIP_FREE_BYTES, MAX_GZIP_RATIO, open_binary
 CHUNK_BYTES = 2**20
 
 
-class BrokenArray(Exception):  # noqa: N818 - the caller says what is wrong
-    """Something in the file is no array as it should be."""
+class BrokenJson(Exception):  # noqa: N818 - the caller says what is wrong
+    """Something in the file is not as it should be."""
 
 
-def is_sound_array(path: Path, shown: str) -> bool:
-    """Whether a file's bytes can be read to the end as UTF-8, and begin with `[`.
+def shape_of(path: Path, shown: str) -> str:
+    """What can be read in parts: "array", "lines", or "" where it cannot, or its bytes are not UTF-8 to the end.
 
     Raises:
-        UserError: It does not exist or may not be read.
+        UserError: The file does not exist or may not be read.
     """
     begin = ""
     try:
         for text in _chunks(path, shown):
             begin = begin or text.lstrip(" \t\n\r")[:1]
-            if begin not in ("", "["):
-                return False
-    except (BrokenArray, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
-        return False
-    return begin == "["
+        if begin == "{":
+            return "lines" if _are_lines(path, shown) else ""
+        return "array" if begin == "[" else ""
+    except (BrokenJson, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
+        return ""
 
 
 def array_elements(path: Path, shown: str) -> Iterator[tuple[Any, int]]:
     """Each element of the array with the line where it begins; one after which the text goes wrong does not come.
 
     Raises:
-        BrokenArray: The text is no JSON.
+        BrokenJson: The text is no JSON.
     """
     text = _Text(_chunks(path, shown))
     text.position = text.next_mark("[")
@@ -61,7 +61,15 @@ def array_elements(path: Path, shown: str) -> Iterator[tuple[Any, int]]:
     yield from waiting
     text.position = text.next_mark("]")
     if text.mark():
-        raise BrokenArray
+        raise BrokenJson
+
+
+def _are_lines(path: Path, shown: str) -> bool:
+    """Whether a line break and another object follow the first."""
+    text = _Text(_chunks(path, shown))
+    text.value()
+    text.has_break = False
+    return text.mark() == "{" and text.has_break
 
 
 class _Text:
@@ -71,18 +79,20 @@ class _Text:
         self._chunks = chunks
         self._held, self.position = "", 0
         self._line, self._counted = 1, 0
+        self.has_break = False
 
     def mark(self) -> str:
         """The next character that is no white space, which is stepped over; "" at the end."""
         while True:
-            self.position = skip_space(self._held, self.position)
+            begin, self.position = self.position, skip_space(self._held, self.position)
+            self.has_break |= "\n" in self._held[begin : self.position]
             if self.position < len(self._held) or not self._more():
                 return self._held[self.position : self.position + 1]
 
     def next_mark(self, wanted: str) -> int:
         """The position after the next mark, which must be this one."""
         if self.mark() != wanted:
-            raise BrokenArray
+            raise BrokenJson
         return self.position + 1
 
     def value(self) -> tuple[Any, int]:
@@ -96,7 +106,7 @@ class _Text:
             if 0 <= end < len(self._held):
                 break
             if not self._more():
-                raise BrokenArray
+                raise BrokenJson
         self._line += self._held.count("\n", self._counted, self.position)
         self._counted, self.position = self.position, end
         return value, self._line
@@ -120,13 +130,13 @@ def _chunks(path: Path, shown: str) -> Iterator[str]:
     """Parts of the text, without a byte-order mark.
 
     Raises:
-        BrokenArray: The file unpacks beyond all measure.
+        BrokenJson: The file unpacks beyond all measure.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     most = max(GZIP_FREE_BYTES, MAX_GZIP_RATIO * path.stat().st_size)
     with open_binary(path, shown) as file:
         while raw := file.read(CHUNK_BYTES):
             if path.suffix == ".gz" and file.tell() > most:
-                raise BrokenArray
+                raise BrokenJson
             yield decoder.decode(raw)
         yield decoder.decode(b"", final=True)

@@ -16,7 +16,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.records import Origin
 from tunesmith.data.cells import read_csv, read_tsv
 from tunesmith.data.conll import read_conll
-from tunesmith.data.json_stream import BrokenArray, array_elements, is_sound_array
+from tunesmith.data.json_stream import BrokenJson, array_elements, shape_of
 from tunesmith.data.json_text import JsonFault, elements, parse_at, parse_json, skip_space
 from tunesmith.data.lines import Fault, Item, RawRow, missing_file, placed_lines, read_whole
 from tunesmith.data.pieces import read_text
@@ -26,7 +26,7 @@ __all__ = ["Fault", "Item", "RawRow", "read_rows", "row_files"]
 NOT_ROWS = {"manifest.json", "card.json", "README.md", "LICENSE.md", "LICENSE.txt"}
 """Files of a folder that are about its rows."""
 STREAM_BYTES = 8 * 2**20
-"""JSON arrays of this size and more are read element by element."""
+"""JSON arrays of this size and more are read element by element, and lines in a `.json` file line by line."""
 _BATCH_BYTES = 32 * 2**20
 """Rows of Parquet that are unpacked at once."""
 
@@ -146,13 +146,17 @@ def _read_jsonl(path: Path, shown: str) -> Iterator[Item]:
 
 def _read_json(path: Path, shown: str) -> Iterator[Item]:
     num_items = 0
-    if path.stat().st_size >= STREAM_BYTES and is_sound_array(path, shown):
+    shape = shape_of(path, shown) if path.stat().st_size >= STREAM_BYTES else ""
+    if shape == "lines":
+        yield from _read_jsonl(path, shown)
+        return
+    if shape == "array":
         try:
             for value, line in array_elements(path, shown):
                 num_items += 1
                 yield _row(value, Origin(shown, line))
             return
-        except BrokenArray:
+        except BrokenJson:
             pass
     yield from islice(_read_json_at_once(path, shown), num_items, None)
 
