@@ -207,8 +207,16 @@ SCENARIOS = {
 # --- killing ----------------------------------------------------------------------------------------
 
 
-def sweep(name: str, place: Path, kills: Iterator[Callable[[Path], int]], *, every: int = 1, most: int = 0) -> Tally:
-    """Kill at each of `kills` in turn (every so many of them), go on, compare."""
+def sweep(
+    name: str,
+    place: Path,
+    kills: Iterator[Callable[[Path], int]],
+    *,
+    first: int = 0,
+    every: int = 1,
+    most: int = 0,
+) -> Tally:
+    """Kill at each of `kills` in turn (every so many of them, from one on), go on, compare."""
     scenario = SCENARIOS[name]
     prepare(place, scenario.modules)
     code, _ = in_child(scenario, place / "whole")
@@ -216,7 +224,7 @@ def sweep(name: str, place: Path, kills: Iterator[Callable[[Path], int]], *, eve
     wanted = scenario.result(place / "whole")
     tally = Tally()
     for number, kill in enumerate(kills):
-        if number % every:
+        if number < first or number % every:
             continue
         folder = place / f"kill-{number}"
         if kill(folder) == 0:
@@ -372,6 +380,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=SCENARIOS)
     parser.add_argument("--strace", action="store_true")
+    parser.add_argument("--first", type=int, default=0, help="begin with this kill: a sweep was broken off there")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--most", type=int, default=0, help="at most so many kills (of each kind)")
     words = parser.parse_args()
@@ -381,7 +390,8 @@ def main() -> int:
         kinds = CALLS if words.strace else ("python",)
         for kind in kinds:
             kills = strace_kills(scenario, kind) if words.strace else python_kills(scenario)
-            tally = sweep(words.scenario, Path(root) / kind, kills, every=words.every, most=words.most)
+            place, chosen = Path(root) / kind, {"first": words.first, "every": words.every, "most": words.most}
+            tally = sweep(words.scenario, place, kills, **chosen)
             if tally.num_kills:
                 lost = f"{tally.num_lost} lost a checkpoint, {tally.num_different} ended differently"
                 print(
