@@ -63,8 +63,8 @@ def no_room_to_step(
     """
     needed = optimizer_bytes(tensors, settings, lambda one: id(one) in hidden)
     lighter = _lighter(settings, method, tensors, hidden, below=needed)
-    instead = " or ".join(f"train.optimizer={name} ({gib(size)})" for name, size in lighter)
-    remedy = f"Set {instead} instead of {settings.optimizer.name} ({gib(needed)}), " if instead else ""
+    instead = " or ".join(f"{name} ({gib(size)})" for name, size in lighter)
+    remedy = f"Set train.optimizer={instead} instead of {settings.optimizer.name} ({gib(needed)}), " if instead else ""
     remedy += "train fewer weights (method=lora), " if method.trains_base_weights else ""
     state = (
         "; weights are changed in part, so the run ends, and its last checkpoint stands" if is_half_done else ", twice"
