@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import random
+import tracemalloc
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -18,6 +19,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Warning
 from tunesmith.data import json_stream, large, scan, sides
 from tunesmith.data import rows as readers
+from tunesmith.data import stored as on_disk
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.stored import StoredExamples
 from tunesmith.recipe import DataSettings
@@ -225,6 +227,25 @@ def test_blocks_and_buckets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     more_rows = [{"text": f"text {i}", "label": f"c{i % 3}"} for i in range(60)]
     split = {"validation": 0.3, "test": 0.3}
     assert are_same(*both(monkeypatch, source=write("rare.jsonl", [*rare, *more_rows]), split=split))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_row_more_takes_a_few_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in (("BLOCK", scan), ("BLOCK", sides), ("BUCKET", scan)):
+        monkeypatch.setattr(module, name, 128)
+    monkeypatch.setattr(large, "LARGE_BYTES", 1)
+    monkeypatch.setattr(on_disk, "BUFFER_BYTES", 4096)
+    counts, peaks = (500, 3000), []
+    for count in counts:
+        made = [{"question": f"What is {i}?", "answer": f"It is {i}.", "n": 1} for i in range(count)]
+        source = write(f"{count}.jsonl", made) if kind == "jsonl" else write_csv(f"{count}.csv", made)
+        del made
+        settings = DataSettings(source=source, on_fault="skip", split={"validation": 20 / count})
+        tracemalloc.start()
+        load_data(settings, seed=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 12 * (counts[1] - counts[0]), "an example takes more than 1,000"
 
 
 def test_rows_that_are_held_after_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from tunesmith.data.spool import spooled_row
 from tunesmith.formats.base import Format, RowFault
 from tunesmith.recipe import DataSettings
 
-_BUFFER_BYTES = 2**20
+BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StoredExamples(Sequence[Example]):
         self._file: tuple[int, BinaryIO] | None = None
         self._spool: BinaryIO | None = None
         if any(self._is_spooled):
-            self._spool = spool.open("rb", buffering=_BUFFER_BYTES)
+            self._spool = spool.open("rb", buffering=BUFFER_BYTES)
         self.format_name = readings[0].form.name
         """The format of the first source."""
         self.identity = identity
@@ -130,7 +130,7 @@ class StoredExamples(Sequence[Example]):
                 self._file[1].close()
             path = Path(self._files[number])
             try:
-                self._file = (number, path.open("rb", buffering=_BUFFER_BYTES))
+                self._file = (number, path.open("rb", buffering=BUFFER_BYTES))
             except OSError:
                 raise _changed(Origin(str(path), 1)) from None
         return self._file[1]
