@@ -139,4 +139,7 @@ def test_a_comparison_has_a_row_for_every_row_of_its_recipe(path: Path, tmp_path
 
     recipe = smaller(path, tmp_path)
     comparison = compare(recipe, emit=silent, out=tmp_path / "out").to_dict()
-    assert len(comparison["rows"]) == len(recipe.compare.rows)
+    for given, row in zip(recipe.compare.rows, comparison["rows"], strict=True):
+        assert row["method"] == (given.method.spec() if given.method else None)
+        learns = bool(given.method or given.baseline)
+        assert (row["train_seconds"] is not None, row["trainable_parameters"] > 0) == (learns, learns)
