@@ -164,7 +164,7 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
 
 def test_the_run_ends_with_its_best_weights_and_stops_when_nothing_improves(tmp_path):
     events: list[Event] = []
-    loop = _loop(tmp_path, events, lr=3.0, schedule="constant", warmup=0.0, validations=12, patience=2, epochs=12.0)
+    loop = _loop(tmp_path, events, lr=3.0, schedule="constant", warmup=0.0, validations=12, patience=1, epochs=12.0)
     state = loop.fit(_quiet)
     losses = {event.at: event.values["validation_loss"] for event in events if isinstance(event, Metric)}
     assert state.step < loop.order.num_steps
