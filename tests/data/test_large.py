@@ -23,6 +23,7 @@ from tunesmith.data import stored as on_disk
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.stored import StoredExamples
 from tunesmith.recipe import DataSettings
+from tunesmith.steps.data import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -259,6 +260,24 @@ def test_rows_that_are_held_after_all_are_told(monkeypatch: pytest.MonkeyPatch) 
         warnings = [event for event in told if isinstance(event, Warning)]
         assert [event.code for event in warnings] == ["rows_held"] and reason in warnings[0].message
         assert "rows.jsonl are" in warnings[0].message or "few are" in warnings[0].message
+
+
+@pytest.mark.parametrize("more", [{}, {"limit": 30}, {"test": "w.jsonl"}])
+def test_prepared_folders_are_the_same(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DataSettings(source=write("rows.jsonl", chats(300)), on_fault="skip", split={"test": 0.2})
+    write("w.jsonl", [{"question": "New?", "answer": "Yes."}, {"question": "what is thing 3?", "answer": "it is 3 É."}])
+    prepare(settings, Path("held"), seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "LARGE_BYTES", 1)
+        prepare(settings, Path("kept"), seed=1)
+        prepare(settings, Path("kept"), seed=1)  # it is the same
+    assert {f.name: f.read_bytes() for f in Path("held").iterdir()} == {
+        f.name: f.read_bytes() for f in Path("kept").iterdir()
+    }
+    assert are_same(*both(monkeypatch, source="kept", **more))
+    labelled = [{"text": f"text {i}", "label": f"c{i % 3}"} for i in range(60)]
+    prepare(DataSettings(source=write("labels.jsonl", labelled)), Path("labelled"), seed=1)
+    assert are_same(*both(monkeypatch, source="labelled"))
 
 
 def test_values_that_could_not_come_back_are_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,9 +84,7 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
         UserError: A file or row is wrong, nothing is left to train on, or a label cannot be learnt or scored.
     """
     if isinstance(settings.source, str) and (Path(settings.source) / CARD).is_file():
-        if is_large(settings):
-            emit(_held_after_all(settings, "`tunesmith data prepare` has divided them"))
-        return _load_prepared(settings, Path(settings.source), seed)
+        return _load_prepared(settings, Path(settings.source), seed, emit)
     sources = sources_of(settings)
     refuse_tasks(settings)
     if is_large(settings):
@@ -323,17 +321,21 @@ def _checked(learnt: Counter[str], total: Counter[str], examples: Sequence[Examp
     return in_order(tuple(learnt))
 
 
-def _load_prepared(settings: DataSettings, folder: Path, seed: int) -> DataSet:
+def _load_prepared(settings: DataSettings, folder: Path, seed: int, emit: Emit) -> DataSet:
     verify(folder)
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     plain = settings.model_copy(update={"format": build("formats", card["format"]), "columns": {}})
     sides: dict[str, tuple[Example, ...]] = {}
-    for side in ("train", "validation", "test"):
-        file = folder / f"{side}.jsonl"
-        sides[side] = read_examples(file, plain).examples if card["rows"][side] else ()
     for side, path in (("validation", settings.validation), ("test", settings.test)):
-        if path:
-            sides[side] = read_examples(path, settings).examples
+        file = folder / f"{side}.jsonl"
+        own = read_examples(file, plain).examples if card["rows"][side] else ()
+        sides[side] = read_examples(path, settings).examples if path else own
+    if is_large(settings):
+        try:
+            return _large_prepared(plain, folder, sides, seed, emit)
+        except NotLarge as reason:
+            emit(_held_after_all(settings, str(reason)))
+    sides["train"] = read_examples(folder / "train.jsonl", plain).examples if card["rows"]["train"] else ()
     found = Findings()
     note_leaks(sides["train"], (*sides["validation"], *sides["test"]), found)
     train = sides["train"]
@@ -354,6 +356,32 @@ def _load_prepared(settings: DataSettings, folder: Path, seed: int) -> DataSet:
         format_name=card["format"],
         num_read=sum(len(examples) for examples in sides.values()),
         num_left_out=left_out,
+        files=source_files(folder),
+        seed=seed,
+    )
+
+
+def _large_prepared(
+    settings: DataSettings, folder: Path, held: Mapping[str, tuple[Example, ...]], seed: int, emit: Emit
+) -> DataSet:
+    """A prepared folder whose training rows stay in its file: nothing of it is divided again.
+
+    Raises:
+        NotLarge: The rows must be held in memory.
+    """
+    whole = settings.split.model_copy(update={"validation": 0.0, "test": 0.0, "group_by": ""})
+    own = {"source": str(folder / "train.jsonl"), "validation": "", "test": "", "dedup": "none", "split": whole}
+    parts = [[Loaded(held[side], (), "")] for side in ("validation", "test")]
+    large = load_large(settings.model_copy(update=own), parts, seed, emit)
+    return DataSet(
+        train=large.train,
+        validation=large.validation,
+        test=large.test,
+        findings=large.findings,
+        labels=_labels_of_large(large),
+        format_name=large.train.format_name,
+        num_read=large.num_read + sum(map(len, held.values())),
+        num_left_out={"limit": large.num_left_out["limit"]} if "limit" in large.num_left_out else {},
         files=source_files(folder),
         seed=seed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tunesmith.core.records import (
@@ -46,7 +46,12 @@ def row_of(example: Example) -> dict[str, Any]:
 
 def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as JSON Lines; values that JSON does not know (dates) become text."""
-    return "".join(_ENCODER.encode(row) + "\n" for row in rows)
+    return "".join(json_lines(rows))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The lines of `jsonl`, one at a time."""
+    return (_ENCODER.encode(row) + "\n" for row in rows)
 
 
 def contents_sha256(examples: Iterable[Example]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Finished, Saved, Started, silent
 from tunesmith.core.plugins import build
 from tunesmith.core.publish import MANIFEST, publishing, verify, write_text
-from tunesmith.core.records import Origin
+from tunesmith.core.records import Example, Origin
 from tunesmith.data.check import check_rows
 from tunesmith.data.findings import Findings
 from tunesmith.data.learnt import learn
@@ -22,7 +23,7 @@ from tunesmith.data.load import CARD, Loaded, load_data, read_examples, source_f
 from tunesmith.data.mix import repeated
 from tunesmith.data.repeats import note_leaks
 from tunesmith.data.rows import RawRow, read_rows
-from tunesmith.data.write import FORMATS, jsonl, row_of
+from tunesmith.data.write import FORMATS, json_lines, jsonl, row_of
 from tunesmith.recipe import DataSettings, ModelSettings
 from tunesmith.steps.data_card import card_in_words, recorded_settings
 from tunesmith.steps.data_report import CheckReport, Prepared, ShownRow, ShowReport
@@ -149,21 +150,25 @@ def prepare(settings: DataSettings, out: Path, *, seed: int, emit: Emit = silent
     """
     began = time.perf_counter()
     emit(Started(STEP, f"prepare {out}"))
-    data = load_data(settings, seed=seed)
+    data = load_data(settings, seed=seed, emit=emit)
     data = replace(data, train=repeated(data), copies={})
     for finding in data.findings:
         emit(finding)
     kind = FORMATS[type(data.train[0])]
     card = {**data.card(), "format": kind, "read_as": data.format_name, "settings": recorded_settings(settings)}
     sides = {"train": data.train, "validation": data.validation, "test": data.test}
-    files = {f"{side}.jsonl": jsonl(map(row_of, examples)) for side, examples in sides.items() if examples}
-    files |= {CARD: json.dumps(card, indent=2, ensure_ascii=False) + "\n", "README.md": card_in_words(card)}
+    files: dict[str, Callable[[], Iterable[str]]] = {
+        f"{side}.jsonl": partial(_lines, examples) for side, examples in sides.items() if examples
+    }
+    files[CARD] = partial(iter, [json.dumps(card, indent=2, ensure_ascii=False) + "\n"])
+    files["README.md"] = partial(iter, [card_in_words(card)])
     if out.exists():
         _require_same(out, files)
     else:
         with publishing(out) as draft:
-            for name, text in files.items():
-                (draft / name).write_text(text, encoding="utf-8", newline="\n")
+            for name, parts in files.items():
+                with (draft / name).open("w", encoding="utf-8", newline="\n") as file:
+                    file.writelines(parts())
     emit(Saved(STEP, str(out), "data set"))
     text = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test rows"
     emit(Finished(STEP, text, time.perf_counter() - began))
@@ -255,13 +260,24 @@ def _repair(path: str, repair: str, settings: DataSettings, found: Findings) -> 
 # Publishing
 
 
-def _require_same(out: Path, files: Mapping[str, str]) -> None:
+def _lines(examples: Sequence[Example]) -> Iterator[str]:
+    return json_lines(map(row_of, examples))
+
+
+def _sum(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _require_same(out: Path, files: Mapping[str, Callable[[], Iterable[str]]]) -> None:
     if not (out / CARD).is_file() or not (out / MANIFEST).is_file():
         raise UserError(
             "this exists and is not a prepared data set.", code="exists", where=str(out), remedy="Name a new folder."
         )
     sums = {name: listed["sha256"] for name, listed in verify(out)["files"].items()}
-    if sums != {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}:
+    if sums != {name: _sum(parts()) for name, parts in files.items()}:
         raise UserError(
             "this holds a data set made from other rows or settings.",
             code="exists",
