@@ -84,8 +84,9 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
 
     def build(draft: Path) -> None:
         split_seed = seed if settings.split.seed == "recipe" else settings.split.seed
-        with Scan(draft, files, readings, split_seed) as scan:
-            _build(draft, scan, settings, own, details, seed, emit)
+        limit_seed = seed if settings.limit else None
+        with Scan(draft, files, readings, split_seed=split_seed, limit_seed=limit_seed) as scan:
+            _build(draft, scan, settings, own, details, emit)
 
     with Cache.of_rows().entry(lambda: f"rows-{key}", build, emit, step=STEP) as folder:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
@@ -171,7 +172,6 @@ def _build(
     settings: DataSettings,
     own: Sequence[Sequence[Example]],
     details: Sequence[Findings],
-    seed: int,
     emit: Emit,
 ) -> None:
     """Read, and write down what was found out."""
@@ -191,7 +191,7 @@ def _build(
     train = partial(division.rows, TRAIN)
     if settings.limit and settings.limit < num_train:
         left_out["limit"] = num_train - settings.limit
-        train = partial(iter, [division.limited(settings.limit, seed)])
+        train = partial(iter, [division.limited(settings.limit)])
     parts = {SIDES[side]: partial(iter, [rows]) for side, rows in held_out.items()}
     firsts = np.asarray(list(scan.firsts.values()))
     for name, rows_of in {**parts, SIDES[TRAIN]: train, _FIRSTS: partial(iter, [firsts])}.items():

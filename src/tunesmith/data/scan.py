@@ -37,7 +37,7 @@ BUCKET = 2**19
 """About as many rows are sorted at once, by their hashes."""
 STEP = "train"
 PLACES = {"file_of": "u2", "offset": "i8", "line": "u4"}
-COLUMNS = {**PLACES, "question": "u8", "key": "u8", "other": "u8", "labels": "i4", "digest": "V32"}
+COLUMNS = {**PLACES, "question": "u8", "key": "u8", "other": "u8", "labels": "i4", "digest": "V32", "limit": "u8"}
 _TYPES = {"u2": "H", "i8": "q", "u4": "I", "u8": "Q", "i4": "i", "V32": "B"}
 Rows = NDArray[np.int64]
 
@@ -47,10 +47,18 @@ class Scan:
 
     question: `unit_hash` of each row's question times 2^64. key: that of the whole row. other: another hash of it; two
     rows are the same where both are. labels: the number of the row's set of classes. digest: SHA-256 of its canonical
-    form.
+    form. limit: by what `data.limit` chooses, where it does (`limit_seed`).
     """
 
-    def __init__(self, folder: Path, files: Sequence[str], readings: Sequence[Reading], split_seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[str],
+        readings: Sequence[Reading],
+        *,
+        split_seed: int,
+        limit_seed: int | None = None,
+    ) -> None:
         self.files, self.readings, self.split_seed = files, readings, split_seed
         self.num_read = 0
         self.label_sets: dict[tuple[str, ...], int] = {}
@@ -59,7 +67,9 @@ class Scan:
         self.spool = folder / NAME
         self._spool = None if all(is_json_lines(Path(file)) for file in files) else Spool(self.spool)
         self._folder = folder
-        self._waiting = {name: array(_TYPES[kind]) for name, kind in COLUMNS.items()}
+        self._limit_seed = limit_seed
+        names = [name for name in COLUMNS if name != "limit" or limit_seed is not None]
+        self._waiting = {name: array(_TYPES[COLUMNS[name]]) for name in names}
         self._num_rows = 0
 
     def __enter__(self) -> Scan:
@@ -69,7 +79,7 @@ class Scan:
         """Close the spool and delete the columns."""
         if self._spool is not None:
             self._spool.close()
-        for name in COLUMNS:
+        for name in self._waiting:
             self._path(name).unlink(missing_ok=True)
 
     def __len__(self) -> int:
@@ -88,6 +98,8 @@ class Scan:
         waiting["other"].append(hash_of(key, "another"))
         waiting["labels"].append(self.label_sets.setdefault(labels_in(example), len(self.label_sets)))
         waiting["digest"].frombytes(row_digest(example))
+        if self._limit_seed is not None:
+            waiting["limit"].append(hash_of(f"limit {key}", self._limit_seed))
         if len(self.label_sets) > MAX_LABEL_SETS:
             raise NotLarge(f"there are more than {MAX_LABEL_SETS:,} different sets of classes")
         self.firsts.setdefault(self.readings[file].source_name, self._num_rows)

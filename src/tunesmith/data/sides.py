@@ -16,7 +16,6 @@ from tunesmith.core.records import Example
 from tunesmith.data.findings import Findings
 from tunesmith.data.repeats import content_key, normalise, note_duplicate, note_leaks, question_of
 from tunesmith.data.scan import BLOCK, Rows, Scan, hash_of
-from tunesmith.data.split import unit_hash
 from tunesmith.data.spool import NotLarge
 from tunesmith.recipe import DataSettings
 
@@ -96,12 +95,11 @@ class Division:
             suspects.append(start + np.flatnonzero(is_trained & np.isin(questions, wanted)))
         note_leaks(self._scan.examples(np.concatenate(suspects)), held_out, found)
 
-    def limited(self, limit: int, seed: int) -> Rows:
+    def limited(self, limit: int) -> Rows:
         """So many training rows, the first by the hash of their contents."""
         best, places = np.zeros(0, np.int64), np.zeros(0)
         for rows in self.rows(TRAIN):
-            keys = (content_key(example) for example in self._scan.examples(rows))
-            more = np.fromiter((unit_hash(f"limit {key}", seed) for key in keys), np.float64)
+            more = self._scan.take("limit", rows).astype(np.float64) / 2**64  # as `unit_hash`
             best, places = np.concatenate((best, rows)), np.concatenate((places, more))
             order = np.argsort(places, kind="stable")[:limit]
             best, places = best[order], places[order]
