@@ -20,7 +20,7 @@ demo: $(VENV)/.has-client
 
 # One thread a worker: on few cores two workers finish sooner than one worker with two threads.
 test: $(VENV)/.has-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.has-dev
 	$(BIN)/ruff check .

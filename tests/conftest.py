@@ -21,6 +21,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
+SLOW = (
+    *("steps/test_search.py", "test_recipes.py", "steps/test_train.py", "cli/test_serve_command.py"),
+    *("cli/test_train_command.py", "steps/test_continue_and_merge.py", "steps/test_compare_seeds.py"),
+    *("durability/test_sweep.py", "steps/test_train_heads.py", "durability/test_exact_resume.py", "steps/test_demo.py"),
+    *("training/test_compiling.py", "steps/test_plan.py", "steps/test_compare.py", "cli/test_search_command.py"),
+)
+"""Files that take longest, longest first. A worker takes a whole file, so one that begins last is waited for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow files (`make test` keeps this order between workers)."""
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(SLOW)}
+    assert all(path.is_file() for path in places), "a slow file is gone: mend SLOW"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
