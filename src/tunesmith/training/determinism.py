@@ -9,10 +9,10 @@ for it. Nothing of it has run on CUDA yet.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from tunesmith.core.events import Emit, Warning
 from tunesmith.core.run import RunFolder
 from tunesmith.training.choices import Choice, choices, decided, keep
 
+T = TypeVar("T")
 NAME = "deterministic"
 """The choice's name."""
 _settings: Any = import_module("torch.utils.deterministic")  # whose setting its types do not have
@@ -62,6 +63,17 @@ class Determinism:
         finally:
             torch.set_deterministic_debug_mode(before[0])
             _settings.fill_uninitialized_memory = before[1]
+
+    def run(self, work: Callable[[], T], forget: Callable[[], None] = lambda: None) -> T:
+        """What `work` gives, done again without where an operation cannot; `forget` takes back the broken attempt."""
+        try:
+            with self.exact():
+                return work()
+        except RuntimeError as fault:
+            if not self.gives_up(fault):
+                raise
+        forget()
+        return work()
 
     def gives_up(self, fault: RuntimeError) -> bool:
         """Whether an operation failed for this alone; the run then goes on without it, and says so."""

@@ -93,10 +93,11 @@ class Loop:
         self.state = TrainingState()
         self.frozen = self._plan_frozen()
         self.compiling = Compiling(learner, settings, run, emit, is_joint=mixture.is_joint)
-        self.compiling.choose(
-            self._first_batches, self.order.num_steps * self.rows.num_tokens // self.order.steps_per_epoch
-        )
         self.room = Room(learner, mixture, self.rows, settings, emit)
+        self.room.determinism.begin(run)
+        num_tokens = self.order.num_steps * self.rows.num_tokens // self.order.steps_per_epoch
+        # as steps will run it: PyTorch compiles again for another setting
+        self.room.determinism.run(lambda: self.compiling.choose(self._first_batches, num_tokens))
         to_come = sum(tensor.nbytes for tensor in self.tensors.values())  # gradients
         self.room.choose(run, self.order, to_come + optimizer_bytes(self.tensors, settings, is_hidden))
         self.room.begin(self.state, is_new=True)

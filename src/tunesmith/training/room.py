@@ -62,7 +62,6 @@ class Room:
                 to_come=to_come,
             )
 
-        self.determinism.begin(run)
         is_open = self.settings.recompute == "auto"
         self.choice = decided(run, "recompute", make) if is_open else make()
         return self.choice
@@ -103,20 +102,16 @@ class Room:
         while True:
             self.use(state.num_recomputed)
             random = RandomState()
-            try:
-                with self.determinism.exact():
-                    found, is_done = attempt(work)
-            except RuntimeError as fault:
-                if not self.determinism.gives_up(fault):
-                    raise
+
+            def take_back(random: RandomState = random) -> None:
                 forget()
                 random.restore()
-                continue
+
+            found, is_done = self.determinism.run(lambda: attempt(work), take_back)
             if is_done:
                 assert found is not None
                 return found
-            forget()
-            random.restore()
+            take_back()
             self._shrink(state, rows)
 
     def step(self, state: TrainingState, optimizer: Optimizer) -> None:
