@@ -65,6 +65,7 @@ def read_lines(path: Path, shown: str) -> Iterator[tuple[int, str] | Fault]:
 def placed_lines(path: Path, shown: str) -> Iterator[tuple[int, int, str] | Fault]:
     """As `read_lines`, with the byte (unpacked) at which each line begins between its number and its text."""
     number = offset = 0
+    is_packed = path.suffix == ".gz"
     with open_binary(path, shown) as file:
         while True:
             number += 1
@@ -81,7 +82,8 @@ def placed_lines(path: Path, shown: str) -> Iterator[tuple[int, int, str] | Faul
             if number == 1:
                 raw = _without_bom(raw, shown)
             offset += size
-            _refuse_bomb(path, offset, shown)
+            if is_packed:
+                _refuse_bomb(path, offset, shown)
             if size > MAX_LINE_BYTES:
                 yield _too_long(Origin(shown, number), size)
                 continue
