@@ -12,8 +12,10 @@ import torch
 from tunesmith.core.errors import UserError
 from tunesmith.models.tiny import write_tiny
 from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.steps import plan_estimate
 from tunesmith.steps.plan import Plan, plan
 from tunesmith.training.memory import Sizes, memory_of
+from tunesmith.training.pace import probed
 from tunesmith.training.trace import Trace, Work
 
 
@@ -85,6 +87,18 @@ def test_weights_gradients_and_optimizer_are_exact(folder: Path) -> None:
         assert sizes.weight_bytes == sum(one.nbytes for one in model.parameters())
         assert sizes.trained_bytes == sum(one.grad.nbytes for one in trained if one.grad is not None)
         assert sizes.optimizer_bytes == sum(value.nbytes for value in state)
+
+
+def test_the_probe_has_the_threads_that_the_run_will_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def watched(*given: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return probed(*given)
+
+    monkeypatch.setattr(plan_estimate, "probed", watched)
+    planned(recipe(folder, train={"steps": 2, "threads": before + 1}))
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
 
 def test_a_published_model_that_is_not_here_is_planned_on_another_machine(folder: Path) -> None:

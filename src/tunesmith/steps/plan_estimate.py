@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tunesmith.data.load import DataSet
 from tunesmith.models.configuration import context_length
 from tunesmith.models.load import load_tokenizer
@@ -18,6 +20,7 @@ from tunesmith.objectives.base import Objective
 from tunesmith.recipe import ModelSettings, Recipe
 from tunesmith.steps.plan_data import Layout, SampleRows, lay_out, sample_rows, size
 from tunesmith.steps.plan_machine import Target
+from tunesmith.steps.train_choices import threads_here
 from tunesmith.steps.train_work import MAX_VALIDATION_ANSWERS
 from tunesmith.training.learner import Learner
 from tunesmith.training.memory import GAPS_PACKED, GAPS_PADDED, SLACK, Memory, Sizes, memory_of
@@ -371,7 +374,12 @@ def _probe(
     work = Tracer(told).whole(layout.typical)
     if pace.seconds(work) > MOST_PROBED_SECONDS:
         return None
-    return probed(pace, shallow.sketch(recipe, precision, is_cuda=False, is_real=True), layout.typical, work)
+    learner, before = shallow.sketch(recipe, precision, is_cuda=False, is_real=True), torch.get_num_threads()
+    torch.set_num_threads(int(threads_here(recipe.train.threads).value))
+    try:
+        return probed(pace, learner, layout.typical, work)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shallow(config: Any, depth: int) -> Any:

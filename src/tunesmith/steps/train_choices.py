@@ -67,10 +67,7 @@ def settle(run: RunFolder, precision: Precision, wish: Wish, threads: Threads = 
     ratio = preferred_precision(wish)[1]
     why = f"products are {ratio:.1f} times as fast as in fp32" if ratio else f"model.precision is {wish}"
     decided(run, "precision", lambda: Choice(precision, why))
-    if threads == "auto":
-        found = decided(run, "threads", _threads)
-    else:
-        found = keep(run, "threads", Choice(threads, f"train.threads is {threads}"))
+    found = decided(run, "threads", threads_here) if threads == "auto" else keep(run, "threads", threads_here(threads))
     torch.set_num_threads(int(found.value))
 
 
@@ -84,7 +81,10 @@ def machine_line(run: RunFolder, precision: Precision) -> str:
     return f"{precision}{speed} · {number} ({threads.why}){inexact}"
 
 
-def _threads() -> Choice:
+def threads_here(wish: Threads = "auto") -> Choice:
+    """How many threads a new run computes with on this machine, and why."""
+    if wish != "auto":
+        return Choice(wish, f"train.threads is {wish}")
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return Choice(torch.get_num_threads(), "OMP_NUM_THREADS")
     found = measured()
