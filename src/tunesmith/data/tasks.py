@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.core.errors import UserError
+from tunesmith.core.events import Emit, silent
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.mix import copies_per_epoch, settings_of, sources_of
 from tunesmith.recipe import DataSettings, SourceSettings
@@ -37,7 +38,7 @@ class TaskSets:
         }
 
 
-def load_tasks(settings: DataSettings, *, seed: int) -> TaskSets:
+def load_tasks(settings: DataSettings, *, seed: int, emit: Emit = silent) -> TaskSets:
     """The data sets of a recipe whose sources are tasks of their own.
 
     Raises:
@@ -68,7 +69,7 @@ def load_tasks(settings: DataSettings, *, seed: int) -> TaskSets:
                 remedy=f"Name it in the source it belongs to: {{path: …, {side}: …, objective: …}}.",
             )
     alone = {name: settings_of(settings, source) for name, source in sources.items()}
-    sets = {name: load_data(one, seed=seed) for name, one in alone.items()}
+    sets = {name: load_data(one, seed=seed, emit=emit) for name, one in alone.items()}
     sizes, weights = [len(data.train) for data in sets.values()], [source.weight for source in sources.values()]
     copies = dict(zip(sets, copies_per_epoch(sizes, weights, settings.mixing), strict=True))
     return TaskSets(sources, alone, sets, copies)

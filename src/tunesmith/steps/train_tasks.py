@@ -61,7 +61,7 @@ class JointWork:
         Raises:
             UserError: As for one task; or the tasks' models do not have the same backbone.
         """
-        data = load_tasks(recipe.data, seed=recipe.seed)
+        data = load_tasks(recipe.data, seed=recipe.seed, emit=emit)
         recipes = {name: _recipe_of(recipe, data, name) for name in data.sets}
         for one in recipes.values():  # of every task before the first weight is read
             assert isinstance(one.objective, Objective), one.objective
