@@ -20,7 +20,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.plugins import build, find, names
 from tunesmith.methods.base import Method
 from tunesmith.models.configuration import check_task
-from tunesmith.models.tiny import ARCHITECTURES, DECODERS, ENCODER_DECODERS, ENCODERS, tiny
+from tunesmith.models.tiny import ARCHITECTURES, DECODERS, ENCODER_DECODERS, ENCODERS, tiny, tiny_tokenizer
 from tunesmith.objectives.base import Objective
 from tunesmith.training.encode import Rows
 from tunesmith.training.learner import Learner
@@ -75,7 +75,8 @@ def outcome(cell: Cell) -> str:
     except UserError as fault:
         assert fault.code == "method_refused", fault
         return fault.message
-    first, last = _train(learner, make_rows(objective, tiny(cell[2], objective.task)[1]))
+    reads_target = cell[2] in ENCODER_DECODERS
+    first, last = _train(learner, make_rows(objective, tiny_tokenizer("seq2seq" if reads_target else objective.task)))
     assert last < first - LEAST, (cell, first, last)
     return ""
 
@@ -189,7 +190,7 @@ def _train(learner: Learner, rows: Rows) -> tuple[float, float]:
         loss = learner.loss(batch)[0] / batch.weight
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if step % 6 == 0:
+        if step == 2 or step % 6 == 0:
             last = min(last, _loss(learner, rows))
             if last < LEARNT * first:
                 break
