@@ -30,7 +30,9 @@ _SUFFIXES: dict[str, Task] = {
 }
 _OFFSET = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "xmod"}
 """These begin counting positions after the padding token's index, so that many positions are never used."""
-_AS_CHAT = " Pairs become chats, for sft, with data.columns={source: prompt, target: completion} (under the names here)."
+_AS_CHAT = (
+    " Pairs become chats, for sft, with data.columns={source: prompt, target: completion} (under the names here)."
+)
 
 
 def context_length(config: Any) -> int:
