@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -127,13 +128,18 @@ def imports_of(file: Path) -> list[Import]:
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-IMPORTS = [found for file in FILES for found in imports_of(file)]
+
+
+@cache
+def all_imports() -> list[Import]:
+    """Those of the whole package; read when a test asks, not in every worker."""
+    return [found for file in FILES for found in imports_of(file)]
 
 
 def test_imports_of_tunesmith_point_one_way() -> None:
     wrong = [
         found.place
-        for found in IMPORTS
+        for found in all_imports()
         if found.module.startswith("tunesmith.")
         and str(found.file.relative_to(PACKAGE.parent)) not in OUTSIDE
         and part_of(tuple(found.module.split(".")[1:3])) not in ALLOWED[found.part] | {"__version__"}
@@ -145,7 +151,7 @@ def test_plugins_never_import_each_other() -> None:
     plugins = {f"tunesmith.{folder}.{name}" for folder in PLUGINS for name in names(folder)}
     wrong = [
         found.place
-        for found in IMPORTS
+        for found in all_imports()
         if found.part in PLUGINS and any(f"{found.module}.".startswith(f"{plugin}.") for plugin in plugins)
     ]
     assert wrong == []
@@ -155,7 +161,7 @@ def test_plugins_never_import_each_other() -> None:
 def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
     wrong = [
         found.place
-        for found in IMPORTS
+        for found in all_imports()
         if found.module.split(".")[0] == library and found.folder not in FENCES[library]
     ]
     assert wrong == []
@@ -164,7 +170,7 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
 def test_the_database_is_known_to_the_store_alone() -> None:
     wrong = [
         found.place
-        for found in IMPORTS
+        for found in all_imports()
         if found.module.split(".")[0] in ("sqlalchemy", "alembic")
         and not any(part.startswith("store") for part in found.file.relative_to(PACKAGE / "core").parts)
     ]
@@ -174,7 +180,7 @@ def test_the_database_is_known_to_the_store_alone() -> None:
 def test_plugin_modules_and_contracts_import_nothing_heavy_by_themselves() -> None:
     wrong = [
         found.place
-        for found in IMPORTS
+        for found in all_imports()
         if found.is_eager
         and (found.part in {*PLUGINS, "base", "core", "recipe", "reporters", "cli", "data"})
         and not any(part.startswith("store") for part in found.file.parts)
