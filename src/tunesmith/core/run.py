@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -211,20 +212,25 @@ class RunFolder:
 
 def environment(**values: Any) -> dict[str, Any]:
     """What else decided the numbers: versions, machine, threads. Holds no secret and no path."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "at": now(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "num_cores": os.cpu_count(),
-        "packages": versions,
+        "packages": dict(_versions()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else [],
         **values,
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def now() -> str:
