@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tunesmith.data.pack import bucket, pack
 from tunesmith.recipe import TrainSettings
 
-AT_ONCE = {"cpu": 1024, "cuda": 8192}
+AT_ONCE = {"cpu": 2048, "cuda": 8192}
 """Tokens of a micro-batch that keep a device busy; of one that is not named, 2,048. For a processor: docs/log.md."""
 WINDOW = 16
 """Steps whose padded rows are sorted together: enough for like lengths, few enough to stay random."""
