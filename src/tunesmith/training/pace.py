@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from tunesmith.objectives.base import Features
 from tunesmith.training.learner import Learner
@@ -46,7 +47,10 @@ class Pace:
 
 
 def probed(pace: Pace, learner: Learner, rows: Sequence[Features], work: Work) -> Pace:
-    """The pace with its factor from really running `rows` on a small real learner, whose cost is `work`."""
+    """The pace with its factor from really running `rows` on a small real learner, whose cost is `work`.
+
+    The median of some passes after the first: the best would be the pace of a machine that is never disturbed.
+    """
     taken: list[float] = []
     begun = time.perf_counter()
     while len(taken) < 2 or time.perf_counter() - begun < PROBE_SECONDS:
@@ -58,4 +62,4 @@ def probed(pace: Pace, learner: Learner, rows: Sequence[Features], work: Work) -
         if time.perf_counter() - begun > 4 * PROBE_SECONDS:
             break
     plain = replace(pace, factor=1.0).seconds(work)
-    return replace(pace, factor=min(taken[1:] or taken) / plain)
+    return replace(pace, factor=median(taken[1:] or taken) / plain)
