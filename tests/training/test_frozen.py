@@ -240,7 +240,7 @@ def test_blocks_that_hand_down_more_than_states_are_found_out(tmp_path):
 
 
 def _room(monkeypatch, *, memory: int, disk: int) -> None:
-    monkeypatch.setattr(frozen, "free_memory_bytes", lambda device: memory)
+    monkeypatch.setattr(frozen, "free_memory_bytes", lambda: memory)
     monkeypatch.setattr(frozen.shutil, "disk_usage", lambda path: SimpleNamespace(free=disk))
 
 

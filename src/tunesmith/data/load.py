@@ -131,8 +131,7 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
     left_out = {"faults": num_faults, "duplicates": num_found - len(examples), "shots": num_whole - len(train)}
     if settings.limit and settings.limit < len(train):
         left_out["limit"] = len(train) - settings.limit
-        order = sorted(range(len(train)), key=lambda i: (unit_hash(f"limit {content_key(train[i])}", seed), i))
-        train = [train[i] for i in order[: settings.limit]]
+        train = _limited(train, settings.limit, seed)
     return DataSet(
         train=tuple(train),
         validation=validation,
@@ -161,6 +160,17 @@ def _load_large(settings: DataSettings, seed: int, emit: Emit) -> DataSet:
     beside = [part for side in held for part in side.values()]
     _refuse_mixed_kinds([*(Loaded((first,), (), "") for first in large.firsts), *beside])
     left_out = {**large.num_left_out, "faults": large.num_left_out["faults"] + sum(part.num_faults for part in beside)}
+    return replace(
+        _of_large(large, seed),
+        num_read=large.num_read + sum(part.num_read for part in beside),
+        num_left_out={reason: number for reason, number in left_out.items() if number},
+        files=_files(sources, held),
+        copies=_copies(settings, sources, large.source_rows),
+    )
+
+
+def _of_large(large: LargeSet, seed: int) -> DataSet:
+    """What a large set says by itself; what is counted beside it is the caller's."""
     return DataSet(
         train=large.train,
         validation=large.validation,
@@ -168,12 +178,14 @@ def _load_large(settings: DataSettings, seed: int, emit: Emit) -> DataSet:
         findings=large.findings,
         labels=_labels_of_large(large),
         format_name=large.train.format_name,
-        num_read=large.num_read + sum(part.num_read for part in beside),
-        num_left_out={reason: number for reason, number in left_out.items() if number},
-        files=_files(sources, held),
+        num_read=large.num_read,
         seed=seed,
-        copies=_copies(settings, sources, large.source_rows),
     )
+
+
+def _limited(train: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    """So many rows, the first by the hash of their contents; of equal ones the earlier."""
+    return sorted(train, key=lambda example: unit_hash(f"limit {content_key(example)}", seed))[:limit]
 
 
 def _held_after_all(settings: DataSettings, reason: str) -> Warning:
@@ -345,8 +357,7 @@ def _load_prepared(settings: DataSettings, folder: Path, seed: int, emit: Emit) 
         left_out["shots"] = len(sides["train"]) - len(train)
     if settings.limit and settings.limit < len(train):
         left_out["limit"] = len(train) - settings.limit
-        order = sorted(range(len(train)), key=lambda i: (unit_hash(f"limit {content_key(train[i])}", seed), i))
-        train = tuple(train[i] for i in order[: settings.limit])
+        train = tuple(_limited(train, settings.limit, seed))
     return DataSet(
         train=train,
         validation=sides["validation"],
@@ -373,15 +384,9 @@ def _large_prepared(
     own = {"source": str(folder / "train.jsonl"), "validation": "", "test": "", "dedup": "none", "split": whole}
     parts = [[Loaded(held[side], (), "")] for side in ("validation", "test")]
     large = load_large(settings.model_copy(update=own), parts, seed, emit)
-    return DataSet(
-        train=large.train,
-        validation=large.validation,
-        test=large.test,
-        findings=large.findings,
-        labels=_labels_of_large(large),
-        format_name=large.train.format_name,
+    return replace(
+        _of_large(large, seed),
         num_read=large.num_read + sum(map(len, held.values())),
         num_left_out={"limit": large.num_left_out["limit"]} if "limit" in large.num_left_out else {},
         files=source_files(folder),
-        seed=seed,
     )

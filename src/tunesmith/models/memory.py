@@ -19,6 +19,7 @@ import torch
 from tunesmith.core.errors import UserError
 from tunesmith.models.meter import release
 
+_PROCESSOR = torch.device("cpu")
 T = TypeVar("T")
 G = TypeVar("G", bound=Sequence[int])
 _CGROUPS = (
@@ -31,7 +32,7 @@ _PRIMITIVE = "could not create a primitive"
 """All that oneDNN says when it has no room for its work (met with `ulimit -v`); with more words it is another fault."""
 
 
-def free_memory_bytes(device: torch.device) -> int:
+def free_memory_bytes(device: torch.device = _PROCESSOR) -> int:
     """What may still be taken on a device, in bytes; what PyTorch holds and does not use counts as free."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

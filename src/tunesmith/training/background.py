@@ -25,8 +25,6 @@ MEMORY_SHARE = 0.5
 """Of the free memory that a copy may take with `auto`."""
 NICENESS = 10
 """A tenth of the processor where training wants all of it, all of it where training waits."""
-_PROCESSOR = torch.device("cpu")
-"""Whose memory copies are kept in, on a GPU too."""
 
 
 class Copies:
@@ -139,7 +137,7 @@ class CheckpointWriter:
     def _is_beside(self) -> bool:
         if self.snapshot != "auto":
             return self.snapshot == "on"
-        return snapshot_bytes(self.tensors, self.optimizer) <= MEMORY_SHARE * free_memory_bytes(_PROCESSOR)
+        return snapshot_bytes(self.tensors, self.optimizer) <= MEMORY_SHARE * free_memory_bytes()
 
 
 def snapshot_bytes(tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:

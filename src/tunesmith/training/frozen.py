@@ -39,8 +39,6 @@ BYTES_OF_A_TOKEN = 80
 RECORD = "frozen.json"
 """The file of the run that keeps the decision, so that a resumed run computes the same bits."""
 NUM_PROBES = 8
-_PROCESSOR = torch.device("cpu")
-"""Whose memory states are kept in, on a GPU too."""
 Position = Literal["all", "first", "last"]
 Place = Literal["memory", "disk"]
 
@@ -105,7 +103,7 @@ def plan_frozen(
     before = run.read_json(RECORD)
     if before is not None and not before["is_kept"]:
         return FrozenPlan(reason=before["reason"])
-    if before is None and num_tokens * BYTES_OF_A_TOKEN > free_memory_bytes(_PROCESSOR) * MEMORY_SHARE:
+    if before is None and num_tokens * BYTES_OF_A_TOKEN > free_memory_bytes() * MEMORY_SHARE:
         plan = FrozenPlan(reason=f"{count(len(rows))} rows are too many to be held in memory beside their features")
         run.write(RECORD, {**plan.record(), "num_rows": len(rows)})
         return plan
@@ -290,7 +288,7 @@ def _spread(rows: Sequence[Features]) -> list[Features]:
 
 def _with_place(plan: FrozenPlan, wish: str, run: RunFolder, *, is_needed: bool) -> FrozenPlan:
     """The plan with its place; `is_needed` where a resumed run must have one."""
-    memory, disk = free_memory_bytes(_PROCESSOR), shutil.disk_usage(run.path).free
+    memory, disk = free_memory_bytes(), shutil.disk_usage(run.path).free
     rooms: dict[Place, float]
     if wish == "auto":
         rooms = {"memory": memory * MEMORY_SHARE, "disk": disk * DISK_SHARE}

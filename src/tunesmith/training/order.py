@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from tunesmith.data.pack import bucket, pack
 from tunesmith.recipe import TrainSettings
 
-AT_ONCE = {"cpu": 2048, "cuda": 8192}
-"""Tokens of a micro-batch that keep a device busy; of one that is not named, 2,048. For a processor: docs/log.md."""
+AT_ONCE, AT_ONCE_ON_CUDA = 2048, 8192
+"""Tokens of a micro-batch that keep a device busy; for a processor: docs/log.md."""
 WINDOW = 16
 """Steps whose padded rows are sorted together: enough for like lengths, few enough to stay random."""
 
@@ -127,7 +127,9 @@ class Order:
 def tokens_at_once(settings: TrainSettings, device: str) -> int:
     """How many tokens a micro-batch may have on a device of this type, while memory lasts."""
     wish = settings.micro_tokens
-    return min(AT_ONCE.get(device, 2048) if wish == "auto" else wish, settings.tokens_per_step)
+    if wish == "auto":
+        wish = AT_ONCE_ON_CUDA if device == "cuda" else AT_ONCE
+    return min(wish, settings.tokens_per_step)
 
 
 def micro_batches(
