@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,6 +71,31 @@ def test_rouge_equals_rouge_score(variant: str, stemmer: bool) -> None:
     assert ours.details["precision"] == pytest.approx(np.mean([t.precision for t in theirs]))
     assert ours.details["recall"] == pytest.approx(np.mean([t.recall for t in theirs]))
     assert variant in ours.signature
+
+
+@pytest.mark.parametrize("variant", ["rouge1", "rouge2", "rougeL"])
+@pytest.mark.parametrize("stemmer", [False, True])
+def test_each_row_of_rouge_is_that_of_rouge_score(variant: str, stemmer: bool) -> None:
+    draw = random.Random(5)
+    words = ["a", "b", "Running", "runs", "naïve", "12.5", "—", "\n", "the"]
+    pairs = [("", ""), ("", "a b"), ("a b", ""), ("a", "a"), ("...", "a"), ("a b a b", "b a b a b")]
+    pairs += [
+        (" ".join(draw.choices(words, k=draw.randint(0, 90))), " ".join(draw.choices(words, k=70))) for _ in "0" * 40
+    ]
+    rows = [Outcome(origin=f"r:{i}", reference=a, answer=b) for i, (a, b) in enumerate(pairs)]
+    ours = build("metrics", {"name": "rouge", "variant": variant, "use_stemmer": stemmer}).statistics(rows)
+    theirs = [RougeScorer([variant], use_stemmer=stemmer).score(a, b)[variant] for a, b in pairs]
+    assert ours[:, :3].tolist() == [[t.fmeasure, t.precision, t.recall] for t in theirs]
+
+
+def test_rouge_without_stems_does_not_wait_for_nltk() -> None:
+    code = (
+        "import sys; from tunesmith.core.plugins import build; from tunesmith.core.records import Outcome;"
+        "rows = [Outcome(origin='r:1', reference='a b', answer='a c')];"
+        "assert build('metrics', 'rouge').statistics(rows)[0, 0] == 0.5; print('nltk' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])

@@ -11,6 +11,8 @@ from typing import Any
 INK, MUTED, TRAIN, VALIDATION = "#1f2328", "#7a828b", "#9fb3c8", "#0b5d8a"
 SOURCES = ("#b3541e", "#3a7d44", "#7a5195", "#bc9a00")
 SOURCE_LOSS = "validation_loss."
+ROOM = {"left": 0.085, "right": 0.985, "bottom": 0.1, "top": 0.94, "hspace": 0.15}
+"""Where the axes lie, as shares of the picture."""
 NUM_SMOOTHED = 200
 """Training losses are averaged in so many pieces, so that a long run stays a line."""
 
@@ -21,9 +23,11 @@ def loss_curve(records: Sequence[Mapping[str, Any]], path: Path, *, title: str =
     validation = points(records, "validation_loss")
     if not train and not validation:
         return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it keeps figures in a global and picks a window system
 
-    figure = Figure(figsize=(8, 4.6), dpi=144, layout="constrained")
+    figure = Figure(figsize=(8, 4.6), dpi=144)
+    figure.subplots_adjust(**ROOM)  # to find it, everything would be drawn twice
     rates = points(records, "learning_rate")
     if rates:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
@@ -35,7 +39,8 @@ def loss_curve(records: Sequence[Mapping[str, Any]], path: Path, *, title: str =
     _draw_losses(axes, train, validation)
     below.set_xlabel("step", color=INK)
     axes.set_title(title or "Loss", loc="left", color=INK, fontsize=11)
-    figure.savefig(path, format="png", metadata={"Software": "Tunesmith"})
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(path, metadata={"Software": "Tunesmith"})
     return True
 
 
