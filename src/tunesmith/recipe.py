@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tunesmith.core.errors import UserError
 from tunesmith.core.overrides import among_overrides, apply_override
 from tunesmith.core.plugins import Plugin, find, names, plugin
-from tunesmith.core.settings import Locate, Settings, validate
+from tunesmith.core.settings import Before, Locate, Settings, validate
 from tunesmith.core.short_forms import build_at, long_compare_row, long_data
 from tunesmith.core.space import SearchSettings, refuse_ranges
 from tunesmith.core.yaml_text import locator, parse_yaml
@@ -149,7 +149,7 @@ class TrainSettings(Settings):
     threads: PositiveInt | Literal["auto"] = "auto"
     """Threads of the processor to compute with; `auto`: what `OMP_NUM_THREADS` says, else what was measured to be
     fastest. A run that goes on keeps its number."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], Before("off")] = "auto"
     """Compile the repeated block once (`torch.compile`; the result is kept for later runs); `auto`: where there is a
     compiler, one block was measured to gain, and the run is long enough to pay for it."""
     recompute: NonNegativeInt | Literal["auto", "none", "all"] = "auto"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Warning
@@ -15,6 +17,7 @@ from tunesmith.core.run import RunFolder
 from tunesmith.models.tiny import write_tiny
 from tunesmith.recipe import make_recipe
 from tunesmith.steps.train import resume, train
+from tunesmith.training.identity import completed, differences
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n % 3}."} for n in range(12)]
 
@@ -115,8 +118,66 @@ def test_what_is_allowed_by_name_is_taken_and_kept(stopped: RunFolder) -> None:
     assert "threads 96 → " in warning.message
 
 
+def test_groups_in_lists_are_completed_and_compared_one_by_one() -> None:
+    recipe = make_recipe({"model": "m", "data": {"source": "r"}, "evaluate": ["perplexity", "rouge"]})
+    whole = recipe.model_dump(mode="json")
+    evaluate = [{**one} for one in whole["evaluate"]]
+    del evaluate[1]["variant"]
+    filled, added = completed({**whole, "evaluate": evaluate}, recipe)
+    assert filled == whole
+    assert [str(one) for one in added] == ["evaluate.1.variant: nothing → rougeL"]
+    assert differences({"evaluate": evaluate}, whole, is_known_only=True) == []
+    other = [evaluate[0], {**evaluate[1], "use_stemmer": True}]
+    (found,) = differences({"evaluate": other}, whole, is_known_only=True)
+    assert str(found) == "evaluate.1.use_stemmer: True → False"
+
+
 def _rates_at(peak: float, steps: list[int]) -> list[float]:
     from tunesmith.recipe import TrainSettings
     from tunesmith.training.optim import learning_rate_at
 
     return [learning_rate_at(step, 4, peak, TrainSettings()) for step in steps]
+
+
+def _forget(run: RunFolder, *places: str) -> None:
+    """Take settings out of the run's recipe and checkpoints, as if the version that began it had not had them."""
+
+    def without(values: dict[str, Any]) -> dict[str, Any]:
+        for place in places:
+            *outer, name = place.split(".")
+            group: Any = values
+            for key in outer:
+                group = group[int(key) if key.isdigit() else key]
+            del group[name]
+        return values
+
+    run.write("recipe.yaml", yaml.safe_dump(without(yaml.safe_load(run.recipe.read_text()))))
+    for state in run.checkpoints.glob("step-*/state.json"):
+        record = json.loads(state.read_text())
+        record["identity"] = without(record["identity"])
+        state.write_text(json.dumps(record))
+        manifest = json.loads((state.parent / "manifest.json").read_text())
+        manifest["files"]["state.json"] = {
+            **manifest["files"]["state.json"],
+            "sha256": hashlib.sha256(state.read_bytes()).hexdigest(),
+            "bytes": state.stat().st_size,
+        }
+        (state.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_settings_that_the_run_did_not_know_are_as_before_them(stopped: RunFolder) -> None:
+    _forget(stopped, "train.compile", "train.max_bad_steps", "method.rank", "data.shots")
+    fault = _refused(stopped, overrides=["train.compile=auto"])
+    assert fault.message == "these settings are not what the run began with: train.compile: off → auto."
+    fault = _refused(stopped, overrides=["train.lr=0.02"])
+    assert fault.message == "these settings are not what the run began with: train.lr: 0.01 → 0.02."
+    events: list[Event] = []
+    done = resume(stopped, emit=events.append)
+    (warning,) = [one for one in events if isinstance(one, Warning) and one.code == "new_settings"]
+    assert warning.message == (
+        "this run is older than some settings; it goes on with data.shots=0, method.rank=16, train.compile=off, "
+        "train.max_bad_steps=3"
+    )
+    assert done.state == "finished"
+    assert yaml.safe_load(done.recipe.read_text())["train"]["compile"] == "off"
+    assert done.read_json("resumes.json") is None

@@ -6,6 +6,7 @@ The same class checks the YAML, the `key=value` overrides, the REST body and the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +16,14 @@ from tunesmith.core.errors import UserError, suggest
 S = TypeVar("S", bound="Settings")
 Locate = Callable[[tuple[str | int, ...]], tuple[str, str]]
 """From a key path to (`file:line`, a frame of source lines); both empty where unknown."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """Marks a setting that came later and whose default is not how things were before it."""
+
+    value: Any
+    """What a run that began before there was the setting goes on with."""
 
 
 class Settings(BaseModel):

@@ -1,6 +1,7 @@
 """Go on with a run as what it began with: its settings, data, base and environment, or what was allowed by name.
 
-`resumes.json` in the run keeps what was allowed and what changed, so that it need be allowed once.
+`resumes.json` in the run keeps what was allowed and what changed, so that it need be allowed once. Settings that the
+version it began with did not have are as things were before them, which is said.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from typing import Any
 import torch
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.events import Warning
+from tunesmith.core.events import Emit, Warning
 from tunesmith.core.publish import discard
 from tunesmith.core.run import RunFolder, environment, now
+from tunesmith.core.space import refuse_ranges
 from tunesmith.models.machine import describe
 from tunesmith.models.source import base_record
-from tunesmith.recipe import Recipe, read_recipe
+from tunesmith.recipe import Recipe, make_recipe, read_values
 from tunesmith.steps.train_work import STEP, Work
 from tunesmith.training.checkpoint import newest_identity
-from tunesmith.training.identity import Difference, differences, is_covered, refuse_differences
+from tunesmith.training.identity import Difference, completed, differences, is_covered, refuse_differences
 
 RECORD = "resumes.json"
 _VERSIONS = ("torch", "transformers", "peft", "tokenizers", "numpy")
@@ -43,8 +45,9 @@ class Resumption:
         record = run.read_json(RECORD) or {"allowed": [], "changes": []}
         self.allowed: tuple[str, ...] = tuple(dict.fromkeys([*record["allowed"], *allow]))
         self.changes: list[dict[str, Any]] = list(record["changes"])
-        self.recipe = read_recipe(run.recipe, overrides)
-        began: Mapping[str, Any] = newest_identity(run.checkpoints) or _plain(read_recipe(run.recipe))
+        self.recipe, unknown = _recipe_of(run, overrides)
+        began, unknown_then = completed(newest_identity(run.checkpoints) or _plain(_recipe_of(run)[0]), self.recipe)
+        self.added: list[Difference] = list({one.setting: one for one in (*unknown, *unknown_then)}.values())
         self._found = self._checked(
             differences(began, _plain(self.recipe)), "these settings are not what the run began with"
         )
@@ -61,8 +64,12 @@ class Resumption:
         self._found += self._checked(found, "the data are not what this run began with")
         self._card = card
 
-    def begin(self, recipe: Recipe) -> None:
+    def begin(self, recipe: Recipe, emit: Emit) -> None:
         """Write down what differs, now that everything is ready; a model of before it is made again."""
+        if self.added:
+            shown = ", ".join(f"{one.setting}={one.now}" for one in self.added)
+            emit(Warning(STEP, "new_settings", f"this run is older than some settings; it goes on with {shown}"))
+            self.run.write("recipe.yaml", recipe.to_yaml())
         if not self._found:
             return
         told = [one for one in self._found if not is_covered(one.setting, ["name"])]
@@ -109,6 +116,15 @@ def record_work(run: RunFolder, work: Work) -> None:
     if wrong := [f"{name} {was} → {is_now}" for name, was, is_now in pairs if was is not None and was != is_now]:
         text = f"other than when the run began: {', '.join(wrong)}; the last digits of its numbers may differ"
         work.emit(Warning(STEP, "other_environment", text))
+
+
+def _recipe_of(run: RunFolder, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Difference]]:
+    """The run's recipe, and the settings that an older version did not write into it."""
+    values, locate = read_values(run.recipe, overrides)
+    refuse_ranges(values, locate)
+    recipe = make_recipe(values, locate=locate)
+    filled, added = completed(values, recipe)
+    return (make_recipe(filled, locate=locate) if added else recipe), added
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def resume(run: RunFolder, *, emit: Emit, overrides: Sequence[str] = (), allow: 
         data = load_data(recipe.data, seed=recipe.seed, emit=emit)
         going_on.check_data(data.card())
         work = Work.prepare(resolve(recipe, data), data, emit, **kept_choices(run))
-        going_on.begin(work.recipe)
+        going_on.begin(work.recipe, emit)
         return _carry_out(run, work.recipe, lambda: _train(run, work, going_on.allowed))
 
 
@@ -95,7 +95,7 @@ def _train_tasks(
     run = open_run()
     if going_on is not None:
         going_on.check_data(joint.data.card())
-        going_on.begin(recipe)
+        going_on.begin(recipe, emit)
         return _carry_out(run, recipe, lambda: train_joint(run, joint, going_on.allowed))
     run.write("recipe.yaml", recipe.to_yaml())
     run.write("data.json", joint.data.card())

@@ -158,7 +158,8 @@ def load_checkpoint(
     A run that has none yet starts anew (state of step 0).
 
     Raises:
-        UserError: The checkpoint belongs to other settings, of which none may differ but those `allowed`.
+        UserError: The checkpoint belongs to other settings, of which none may differ but those `allowed`. (Those that
+            an older version did not know are compared before: `identity.completed`.)
     """
     for path in reversed(_steps(folder)):
         try:
@@ -168,7 +169,7 @@ def load_checkpoint(
             on_damage(damage)
             continue
         record = _read_record(path)
-        found = differences(record["identity"], json.loads(json.dumps(identity)))
+        found = differences(record["identity"], json.loads(json.dumps(identity)), is_known_only=True)
         about = "the last checkpoint was written with other settings"
         refuse_differences(found, allowed=allowed, run=str(folder.parent), about=about)
         restore_tensors(path / WEIGHTS, tensors)
