@@ -18,12 +18,12 @@ from pathlib import Path
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Warning, silent
-from tunesmith.core.publish import disk_error, publishing, verify
+from tunesmith.core.publish import disk_error, publishing, remove_stale_drafts, verify
 
 LIMIT = "TUNESMITH_ROW_CACHE_GIB"
 DEFAULT_GIB = 20.0
 STALE_SECONDS = 24 * 3600.0
-"""An unfinished entry that is older belongs to a process that was killed."""
+"""An unfinished entry that is older goes where the file system has no locks; those tell at once whose writer is dead."""
 
 
 def user_cache() -> Path:
@@ -81,6 +81,7 @@ class Cache:
         Raises:
             UserError: `build` raised it, or there is no room on the disk.
         """
+        remove_stale_drafts(self.folder)
         entry = self.folder / key
         if entry.exists():
             try:
