@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -156,3 +158,11 @@ def test_a_compiler_follows_it():
     fuse_gated_mlps(module)
     expected = module(x)
     torch.testing.assert_close(torch.compile(module, backend="eager", fullgraph=True)(x), expected)
+
+
+def test_a_model_without_values_is_fused_where_one_with_values_would_be():
+    for architecture in ("llama", "gpt2"):
+        model, _ = tiny(architecture, "causal")
+        empty = copy.deepcopy(model).to("meta")
+        assert fuse_gated_mlps(empty) == fuse_gated_mlps(model) == (3 if architecture == "llama" else 0)
+        assert all(one.is_meta for one in empty.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import pytest
 import torch
 
 from tunesmith.core.errors import UserError
+from tunesmith.data.load import load_data
+from tunesmith.models.load import load_tokenizer
 from tunesmith.models.tiny import write_tiny
+from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.steps import plan_estimate
 from tunesmith.steps.plan import Plan, plan
+from tunesmith.steps.train import resolve
 from tunesmith.training.memory import Sizes, memory_of
-from tunesmith.training.pace import probed
+from tunesmith.training.order import Order
+from tunesmith.training.pace import OPTIMIZER_PASSES, Pace, probed
 from tunesmith.training.trace import Trace, Work
 
 
@@ -87,6 +93,34 @@ def test_weights_gradients_and_optimizer_are_exact(folder: Path) -> None:
         assert sizes.weight_bytes == sum(one.nbytes for one in model.parameters())
         assert sizes.trained_bytes == sum(one.grad.nbytes for one in trained if one.grad is not None)
         assert sizes.optimizer_bytes == sum(value.nbytes for value in state)
+
+
+def test_a_plan_lays_out_the_very_steps_of_a_short_run(folder: Path) -> None:
+    given = recipe(folder, train={"steps": 2})
+    data = load_data(given.data, seed=given.seed)
+    given = resolve(given, data)
+    draft = plan_estimate.Draft.of(given, data)
+    lengths = [row.num_tokens for row in draft.rows.features]
+    tokenizer, objective = load_tokenizer(given.model), given.objective
+    assert isinstance(objective, Objective)
+    pieces = [objective.encode(one, tokenizer, max_length=10**4, labels=()) for one in data.train]
+    assert lengths == [piece.num_tokens for [piece] in pieces]  # in the order that training has them in
+    order = Order.plan(lengths, given.train, given.seed, is_packed=True)
+    seen = [sum(lengths[row] for row in order.rows(step)) for step in range(2)]
+    assert planned(given).estimate.layout.tokens == pytest.approx(sum(seen) / 2)
+
+
+def test_what_is_not_counted_is_said(folder: Path) -> None:
+    notes = [
+        planned(recipe(folder, train={"steps": 2, "compile": wish}), machine="h100").notes for wish in ("on", "off")
+    ]
+    assert [any("train.compile=on may make them faster" in note for note in one) for one in notes] == [True, False]
+
+
+def test_the_first_step_and_the_optimisers_are_counted_as_probed() -> None:
+    plain = Pace(flops=1e9, bytes_per_second=1e9, operation_seconds=0.0)
+    assert plain.optimizer_seconds(1000) == pytest.approx(OPTIMIZER_PASSES * 1e-6)
+    assert replace(plain, step_seconds_per_byte=2e-3).optimizer_seconds(1000) == pytest.approx(2.0)
 
 
 def test_the_probe_has_the_threads_that_the_run_will_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

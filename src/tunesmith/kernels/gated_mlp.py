@@ -7,6 +7,7 @@ Legend: N rows of x, D width, I inner width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
@@ -28,6 +29,8 @@ from tunesmith.kernels.fused_lora import (
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
 
 KINDS = ("silu", "gelu", "gelu_tanh")
+MOST_STOOD_IN = 2**28
+"""Weights of a module on the meta device that is proven on a stand-in; a larger one stays as it is."""
 
 
 def gated_mlp(x: Tensor, gate: Terms, up: Terms, down: Terms, kind: str) -> Tensor:
@@ -51,11 +54,21 @@ def reference_gated_mlp(x: Tensor, gate: Terms, up: Terms, down: Terms, kind: st
 def fuse_gated_mlps(model: nn.Module) -> int:
     """Give every gated MLP of `model` that proves to be one the fused forward pass; how many there were.
 
-    Proven on the module itself: random rows must come out as they do by its own forward.
+    Proven on the module itself: random rows must come out as they do by its own forward. Of modules that are alike on
+    the meta device, where there are no values, one is proven, on a copy with random ones.
     """
     number = 0
+    without_values: dict[str, Recipe | None] = {}
     for module in list(model.modules()):
-        found = _recognised(module)
+        if any(one.is_meta for one in module.parameters()):
+            if len(list(module.children())) != 4:
+                continue
+            alike = f"{module!r} {[(one.shape, one.dtype) for one in module.parameters()]}"
+            if alike not in without_values:
+                without_values[alike] = _recognised_copy(module)
+            found = without_values[alike]
+        else:
+            found = _recognised(module)
         if found is not None:
             vars(module)["gated_mlp"] = found
             module.forward = MethodType(_forward, module)  # type: ignore[method-assign,assignment]
@@ -88,7 +101,7 @@ def _recognised(module: nn.Module) -> Recipe | None:
         return None
     kind = _kind(others[0])
     weight = _base(layers[first]).weight
-    if kind is None or weight.device.type == "meta":
+    if kind is None:
         return None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 5, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
@@ -102,6 +115,17 @@ def _recognised(module: nn.Module) -> Recipe | None:
         if terms is not None and _agrees(expected, gated_mlp(x, *terms, kind)):
             return recipe
     return None
+
+
+def _recognised_copy(module: nn.Module) -> Recipe | None:
+    """What a module without values would be seen as if it had some."""
+    if sum(one.numel() for one in module.parameters()) > MOST_STOOD_IN or list(module.buffers()):
+        return None
+    copied = copy.deepcopy(module).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for one in copied.parameters():
+        one.normal_(std=one.shape[-1] ** -0.5, generator=generator)
+    return _recognised(copied)
 
 
 def _kind(module: nn.Module) -> str | None:

@@ -18,10 +18,12 @@ from tunesmith.core.quantities import gib
 from tunesmith.data.load import load_data
 from tunesmith.data.mix import has_tasks
 from tunesmith.methods.base import Method
+from tunesmith.models.rates import compiler
 from tunesmith.recipe import Recipe, override_recipe
 from tunesmith.steps.plan_estimate import Draft, Estimate, estimate
 from tunesmith.steps.plan_machine import Target, named_target, this_machine
 from tunesmith.steps.train import resolve as resolve_recipe
+from tunesmith.training.compiling import COLD_SECONDS
 from tunesmith.training.memory import Memory
 from tunesmith.training.order import tokens_at_once
 
@@ -162,8 +164,17 @@ def plan(
         disk_bytes=_disk_bytes(recipe, found),
         disk_free_bytes=shutil.disk_usage(_existing(runs)).free,
         num_rows=len(data.train),
-        notes=(*draft.notes, *target.notes),
+        notes=(*draft.notes, *target.notes, *_uncounted(recipe, target, found)),
     )
+
+
+def _uncounted(recipe: Recipe, target: Target, found: Estimate) -> tuple[str, ...]:
+    """What training may do that the numbers leave out."""
+    wish = recipe.train.compile
+    may_pay = found.training_seconds > COLD_SECONDS and (target.is_cuda or bool(compiler()))
+    if wish == "on" or (wish == "auto" and may_pay):
+        return (f"blocks are told as they are; train.compile={wish} may make them faster",)
+    return ()
 
 
 def _others(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: Emit) -> tuple[Alternative, ...]:

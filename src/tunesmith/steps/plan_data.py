@@ -54,14 +54,14 @@ def sample_rows(
         UserError: None of them has a token to learn.
     """
     order = np.random.default_rng(0).permutation(len(examples)).tolist()
-    features: list[Features] = []
-    begun, read = time.perf_counter(), 0
+    found: dict[int, list[Features]] = {}
+    begun = time.perf_counter()
     for place in order[:SAMPLE_ROWS]:
         pieces = objective.encode(examples[place], tokenizer, max_length=max_length, labels=labels)
-        features += [piece for piece in pieces if piece.weight]
-        read += 1
-        if features and time.perf_counter() - begun > SAMPLE_SECONDS:
+        found[place] = [piece for piece in pieces if piece.weight]
+        if any(found.values()) and time.perf_counter() - begun > SAMPLE_SECONDS:
             break
+    features = [piece for place in sorted(found) for piece in found[place]]  # all rows: the run's own steps
     if not features:
         raise UserError(
             f"none of the rows has a token to learn within {max_length} tokens.",
@@ -69,7 +69,7 @@ def sample_rows(
             where=str(examples[0].origin),
             remedy="Raise data.max_length, or look at the rows with `tunesmith data show`.",
         )
-    return SampleRows(tuple(features), round(len(examples) * len(features) / read))
+    return SampleRows(tuple(features), round(len(examples) * len(features) / len(found)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def lay_out(rows: SampleRows, settings: TrainSettings, seed: int, *, is_packed: 
     per_epoch = max(1, round(order.steps_per_epoch * multiple))
     num_steps = settings.steps or max(1, round(settings.epochs * per_epoch))
     budget = tokens_at_once(settings, device)
-    chosen = np.unique(np.linspace(0, order.steps_per_epoch - 1, SAMPLE_STEPS).astype(int)).tolist()
+    last = min(num_steps, order.steps_per_epoch) - 1
+    chosen = np.unique(np.linspace(0, last, SAMPLE_STEPS).astype(int)).tolist()
     lengths = own[places].tolist()
     groups = [
         [rows.features[places[row]] for row in group]

@@ -23,7 +23,7 @@ from tunesmith.steps.plan_machine import Target
 from tunesmith.steps.train_choices import threads_here
 from tunesmith.steps.train_work import MAX_VALIDATION_ANSWERS
 from tunesmith.training.learner import Learner
-from tunesmith.training.memory import GAPS_PACKED, GAPS_PADDED, SLACK, Memory, Sizes, memory_of
+from tunesmith.training.memory import GAPS, SLACK, Memory, Sizes, memory_of
 from tunesmith.training.pace import Pace, probed
 from tunesmith.training.sketch import sketch
 from tunesmith.training.trace import Trace, Tracer, Work
@@ -212,12 +212,15 @@ class _Clock:
             micro += share * self.at(each, self.pace.forward_seconds)
         step = self.pace.optimizer_seconds(sizes.trained_bytes)
         steps = layout.num_steps
+        whole = self.typical.whole
+        held = whole.kept_bytes + whole.transient_bytes + sizes.trained_bytes + sizes.optimizer_bytes
+        first = self.pace.first_seconds_per_byte * held
         if not has_states:
-            return steps * (layout.micro_batches * micro + step)
+            return first + steps * (layout.micro_batches * micro + step)
         once = min(1.0, layout.steps_per_epoch / steps) * steps * layout.micro_batches
         frozen = self._frozen()
         above = max(0.0, micro - self.pace.seconds(frozen))
-        return once * self.at(each, self.pace.forward_seconds) + steps * (layout.micro_batches * above + step)
+        return first + once * self.at(each, self.pace.forward_seconds) + steps * (layout.micro_batches * above + step)
 
     def forward(self, num_tokens: float) -> float:
         """Rows of so many tokens without a backward pass, in micro-batches of twice the size."""
@@ -319,7 +322,7 @@ def _memory(  # noqa: PLR0913, PLR0917 - as above
             process_bytes=target.process_bytes,
             answer_bytes=answer,
             slack=1.0 if target.is_cuda else SLACK,
-            gaps=1.0 if target.is_cuda else GAPS_PACKED if is_packed else GAPS_PADDED,
+            gaps=1.0 if target.is_cuda else GAPS,
         )
 
     wish = recipe.train.recompute
@@ -377,7 +380,7 @@ def _probe(
     learner, before = shallow.sketch(recipe, precision, is_cuda=False, is_real=True), torch.get_num_threads()
     torch.set_num_threads(int(threads_here(recipe.train.threads).value))
     try:
-        return probed(pace, learner, layout.typical, work)
+        return probed(pace, learner, layout.typical, work, recipe.train)
     finally:
         torch.set_num_threads(before)
 

@@ -2,7 +2,8 @@
 
 A micro-batch takes its matrix products at the machine's rate, everything else at the memory's rate, and a little for
 every operation. What that leaves out (caches, odd shapes) is one factor, which a probe measures on this machine: a few
-blocks with random weights, really run. Elsewhere it is an assumption that the plan states.
+blocks with random weights, really run. It also times the optimiser's step, and how much longer the first pass takes.
+Elsewhere these are assumptions that the plan states.
 """
 
 from __future__ import annotations
@@ -12,8 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+import torch
+from torch import nn
+
+from tunesmith.models.allocator import keep_freed_memory
+from tunesmith.models.anatomy import hidden_matrices
 from tunesmith.objectives.base import Features
+from tunesmith.recipe import TrainSettings
 from tunesmith.training.learner import Learner
+from tunesmith.training.optim import make_optimizer, set_learning_rate
 from tunesmith.training.trace import Work
 
 OPTIMIZER_PASSES = 13
@@ -31,6 +39,10 @@ class Pace:
     operation_seconds: float
     factor: float = 1.0
     """By how much real work takes longer than these numbers say."""
+    step_seconds_per_byte: float = 0.0
+    """Of an optimiser step with its norms, by bytes of trained weights, as probed; 0 where it was not."""
+    first_seconds_per_byte: float = 0.0
+    """Of memory that is touched for the first time, and of products that are made ready, by bytes held."""
 
     def seconds(self, work: Work) -> float:
         """Of one micro-batch, forward and backward."""
@@ -43,14 +55,18 @@ class Pace:
 
     def optimizer_seconds(self, trained_bytes: int) -> float:
         """Of one optimiser step over fp32 weights of so many bytes."""
-        return OPTIMIZER_PASSES * trained_bytes / self.bytes_per_second
+        each = self.step_seconds_per_byte or OPTIMIZER_PASSES / self.bytes_per_second
+        return each * trained_bytes
 
 
-def probed(pace: Pace, learner: Learner, rows: Sequence[Features], work: Work) -> Pace:
+def probed(pace: Pace, learner: Learner, rows: Sequence[Features], work: Work, settings: TrainSettings) -> Pace:
     """The pace with its factor from really running `rows` on a small real learner, whose cost is `work`.
 
-    The median of some passes after the first: the best would be the pace of a machine that is never disturbed.
+    The median of some passes after the first: the best would be the pace of a machine that is never disturbed. Freed
+    memory is kept as in training.
     """
+    keep_freed_memory()
+    learner.method.set_training(learner.model)
     taken: list[float] = []
     begun = time.perf_counter()
     while len(taken) < 2 or time.perf_counter() - begun < PROBE_SECONDS:
@@ -61,5 +77,30 @@ def probed(pace: Pace, learner: Learner, rows: Sequence[Features], work: Work) -
         taken.append(time.perf_counter() - start)
         if time.perf_counter() - begun > 4 * PROBE_SECONDS:
             break
-    plain = replace(pace, factor=1.0).seconds(work)
-    return replace(pace, factor=median(taken[1:] or taken) / plain)
+    usual, held = median(taken[1:] or taken), work.kept_bytes + work.transient_bytes
+    trained = sum(one.nbytes for one in learner.trainable().values())
+    return replace(
+        pace,
+        factor=usual / replace(pace, factor=1.0).seconds(work),
+        step_seconds_per_byte=_step_seconds(learner, rows, settings) / trained,
+        first_seconds_per_byte=max(0.0, taken[0] - usual) / max(held, 1.0),
+    )
+
+
+def _step_seconds(learner: Learner, rows: Sequence[Features], settings: TrainSettings) -> float:
+    """Of an optimiser step as the loop makes it, after the first, in which the optimiser's memory is made."""
+    tensors, hidden = learner.trainable(), hidden_matrices(learner.model)
+    optimizer = make_optimizer(tensors, settings, is_hidden=lambda one: id(one) in hidden)
+    set_learning_rate(optimizer, 0.0)
+    learner.loss(learner.batch(rows))[0].backward()  # type: ignore[no-untyped-call]
+    gradients = [one.grad for one in tensors.values() if one.grad is not None]
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        torch._foreach_div_(gradients, 2.0)
+        nn.utils.clip_grads_with_norm_(tensors.values(), 1.0, nn.utils.get_total_norm(gradients))
+        optimizer.step()
+        nn.utils.get_total_norm(tensors.values())
+        taken.append(time.perf_counter() - start)
+    learner.model.zero_grad(set_to_none=True)
+    return median(taken[1:])

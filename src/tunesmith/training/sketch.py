@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from tunesmith.core.errors import UserError
+from tunesmith.kernels.fuse import fuse
 from tunesmith.kernels.fused_lora import fuse_lora_layers
+from tunesmith.kernels.gated_mlp import fuse_gated_mlps
 from tunesmith.kernels.packed_attention import BEHIND_VIRTUAL_TOKENS, NAME, has_virtual_tokens
 from tunesmith.methods.base import Method
 from tunesmith.models.configuration import LABELLED, NUMBER, check_task, set_labels
 from tunesmith.models.fresh import seeded
 from tunesmith.models.logprobs import Likelihood
 from tunesmith.models.opened import auto_class
+from tunesmith.models.probe import probe
 from tunesmith.models.quantize import Quantize, check_quantize
 from tunesmith.models.quiet import quiet
 from tunesmith.objectives.base import Objective
@@ -58,7 +61,12 @@ def sketch(  # noqa: PLR0913 - everything that decides what a learner costs
     model = _attached(config, method, task, dtype, name, is_real=is_real)
     method.set_training(model)
     if quantize == "none":
-        fuse_lora_layers(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), seeded(1):
+            if is_real:
+                fuse(model, lambda: probe(model))
+            else:  # the rest is proven with values, and saves little
+                fuse_gated_mlps(model)
+                fuse_lora_layers(model)
     reason = _why_padded(model, objective, packing)
     if not is_cuda and (not reason or _has_own_attention(model)):
         model.config._attn_implementation = NAME
