@@ -29,7 +29,7 @@ from tunesmith.training.order import tokens_at_once
 
 STEP = "plan"
 UNCERTAINTY = 0.15
-"""Of memory, each way: ten small trainings were within 10 % (docs/log.md)."""
+"""Of memory, each way: ten small trainings were within 12 % (docs/log.md)."""
 TIME_UNCERTAINTY = 0.35
 """Of time, each way. The aim is 15 %; it was only seen on a machine that others loaded."""
 ALTERNATIVES: tuple[tuple[str, dict[str, Any]], ...] = (
