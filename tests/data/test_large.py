@@ -130,6 +130,8 @@ def chats(number: int) -> list[Any]:
         {},
         {"dedup": "none", "split": {"validation": 0.2, "test": 0.2}},
         {"limit": 40, "split": {"validation": 0.1, "seed": 9}},
+        {"shots": 25, "limit": 20},
+        {"shots": 900, "split": {"validation": 0.1, "test": 0.1}},
         {"system": "Be short.", "columns": {"question": "prompt", "answer": "completion"}},
         {"validation": "v.jsonl", "split": {"validation": 0.1, "test": 0.1}},
         {"validation": "v.jsonl", "test": "w.jsonl"},
@@ -216,12 +218,28 @@ def test_classes_of_several_sources_are_kept(monkeypatch: pytest.MonkeyPatch) ->
         assert are_same(held, stored)
 
 
+@pytest.mark.parametrize("shots", [2, 3, 7, 10])
+def test_shots_of_classes_and_sets_of_classes_are_the_same(shots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(shots)
+    several = [{"text": f"text {i}", "labels": draw.sample("abcdef", draw.randint(0, 3))} for i in range(90)]
+    classes = [{"text": f"other {i} of it", "label": f"c{i * i % 11}"} for i in range(90)]
+    for block in (scan.BLOCK, 16):
+        monkeypatch.setattr(scan, "BLOCK", block)
+        monkeypatch.setattr(sides, "BLOCK", block)
+        for rows in (several, classes):
+            paths = [{"path": write("a.jsonl", rows[:60])}, {"path": write("b.jsonl", rows[60:])}]
+            for source in (paths[0]["path"], paths):
+                held, stored = both(monkeypatch, source=source, shots=shots, split={"validation": 0.1})
+                assert are_same(held, stored)
+                assert len(held.train) < len(rows)
+
+
 def test_blocks_and_buckets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "BLOCK", 16)
     monkeypatch.setattr(sides, "BLOCK", 16)
     monkeypatch.setattr(scan, "BUCKET", 20)
     source = write("rows.jsonl", chats(300))
-    for more in ({}, {"limit": 40}):
+    for more in ({}, {"limit": 40}, {"shots": 30}):
         held, stored = both(monkeypatch, source=source, on_fault="skip", split={"validation": 0.1, "test": 0.1}, **more)
         assert are_same(held, stored)
     rare = [{"text": f"rare {i}", "label": f"r{i // 2}"} for i in range(40)]
@@ -252,7 +270,7 @@ def test_a_row_more_takes_a_few_bytes(kind: str, monkeypatch: pytest.MonkeyPatch
 def test_rows_that_are_held_after_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large, "LARGE_BYTES", 1)
     source = write("rows.jsonl", [{"question": f"q {i}", "answer": f"a {i}"} for i in range(60)])
-    for more, reason in (({"dedup": "near"}, "dedup: near"), ({"shots": 3}, "shots"), ({"source": "few"}, "a side")):
+    for more, reason in (({"dedup": "near"}, "dedup: near"), ({"source": "few"}, "a side")):
         told: list[Event] = []
         Path("few").mkdir(exist_ok=True)
         write("few/few.jsonl", [{"question": f"q {i}", "answer": "a"} for i in range(4)])
@@ -262,7 +280,7 @@ def test_rows_that_are_held_after_all_are_told(monkeypatch: pytest.MonkeyPatch) 
         assert "rows.jsonl are" in warnings[0].message or "few are" in warnings[0].message
 
 
-@pytest.mark.parametrize("more", [{}, {"limit": 30}, {"test": "w.jsonl"}])
+@pytest.mark.parametrize("more", [{}, {"limit": 30}, {"shots": 9, "limit": 5}, {"test": "w.jsonl"}])
 def test_prepared_folders_are_the_same(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = DataSettings(source=write("rows.jsonl", chats(300)), on_fault="skip", split={"test": 0.2})
     write("w.jsonl", [{"question": "New?", "answer": "Yes."}, {"question": "what is thing 3?", "answer": "it is 3 É."}])
@@ -334,7 +352,6 @@ def test_what_needs_all_rows_holds_them(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(large, "LARGE_BYTES", 1)
     for settings in (
         {"source": source, "dedup": "near"},
-        {"source": source, "shots": 3},
         {"source": source, "split": {"validation": 0.1, "group_by": "who"}},
         {"source": few},  # a side would be empty
     ):

@@ -27,7 +27,7 @@ from tunesmith.data.lines import RawRow
 from tunesmith.data.mix import settings_of, sources_of
 from tunesmith.data.read import SAMPLE_ROWS, Loaded, check_columns, recognise_rows, source_files
 from tunesmith.data.rows import is_packed, read_rows, row_files, why_not_spooled
-from tunesmith.data.scan import PLACES, STEP, Rows, Scan, fill
+from tunesmith.data.scan import DRAWS, PLACES, STEP, Rows, Scan, fill
 from tunesmith.data.sides import SIDES, TEST, TRAIN, VALIDATION, Division
 from tunesmith.data.spool import NAME, NotLarge
 from tunesmith.data.stored import Places, Reading, StoredExamples
@@ -84,8 +84,8 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
 
     def build(draft: Path) -> None:
         split_seed = seed if settings.split.seed == "recipe" else settings.split.seed
-        limit_seed = seed if settings.limit else None
-        with Scan(draft, files, readings, split_seed=split_seed, limit_seed=limit_seed) as scan:
+        draws = [name for name in DRAWS if getattr(settings, name)]
+        with Scan(draft, files, readings, split_seed=split_seed, draws=draws, draw_seed=seed) as scan:
             _build(draft, scan, settings, own, details, emit)
 
     with Cache.of_rows().entry(lambda: f"rows-{key}", build, emit, step=STEP) as folder:
@@ -118,7 +118,6 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
 def _refuse_what_needs_all(settings: DataSettings) -> None:
     wishes = {
         "`data.dedup: near` compares all of them": settings.dedup == "near",
-        "`data.shots` draws from all of them": bool(settings.shots),
         "`data.split.group_by` joins groups of all of them": bool(settings.split.group_by),
     }
     if reason := next((reason for reason, is_wished in wishes.items() if is_wished), ""):
@@ -189,9 +188,13 @@ def _build(
     num_kept, num_train = (int(np.count_nonzero(of)) for of in (division.side_of >= TRAIN, division.side_of == TRAIN))
     left_out = {"faults": scan.num_read - len(scan), "duplicates": len(scan) - num_kept, "shots": 0}
     train = partial(division.rows, TRAIN)
+    if settings.shots:
+        drawn = division.shots(settings.shots, found)
+        left_out["shots"], num_train = num_train - len(drawn), len(drawn)
+        train = partial(iter, [drawn])
     if settings.limit and settings.limit < num_train:
         left_out["limit"] = num_train - settings.limit
-        train = partial(iter, [division.limited(settings.limit)])
+        train = partial(iter, [division.limited(settings.limit, train())])
     parts = {SIDES[side]: partial(iter, [rows]) for side, rows in held_out.items()}
     firsts = np.asarray(list(scan.firsts.values()))
     for name, rows_of in {**parts, SIDES[TRAIN]: train, _FIRSTS: partial(iter, [firsts])}.items():

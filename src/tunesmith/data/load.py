@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,8 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
         return _load_prepared(settings, Path(settings.source), seed, emit)
     sources = sources_of(settings)
     refuse_tasks(settings)
-    if is_large(settings):
-        try:
-            return _load_large(settings, seed, emit)
-        except NotLarge as reason:
-            emit(_held_after_all(settings, str(reason)))
+    if large := _on_disk(settings, emit, lambda: _load_large(settings, seed, emit)):
+        return large
     loaded = [read_examples(source.path, settings_of(settings, source)) for source in sources]
     held = [_held(settings, sources, side) for side in ("validation", "test")]
     everything = [*loaded, *(part for side in held for part in side.values())]
@@ -188,10 +185,18 @@ def _limited(train: Sequence[Example], limit: int, seed: int) -> list[Example]:
     return sorted(train, key=lambda example: unit_hash(f"limit {content_key(example)}", seed))[:limit]
 
 
-def _held_after_all(settings: DataSettings, reason: str) -> Warning:
-    path = sources_of(settings)[0].path
+def _on_disk(settings: DataSettings, emit: Emit, load: Callable[[], DataSet]) -> DataSet | None:
+    """What `load` gives, where files are large; None, which is said, where their rows must be held after all."""
+    if not is_large(settings):
+        return None
+    try:
+        return load()
+    except NotLarge as fault:
+        path, reason = sources_of(settings)[0].path, str(fault)
     held = f"the rows of {path} are held in memory, some 4 bytes for each byte of text: {reason}"
-    return Warning("train", "rows_held", f"{held}; otherwise they would stay on disk", {"path": path, "reason": reason})
+    text = f"{held}; otherwise they would stay on disk"
+    emit(Warning("train", "rows_held", text, {"path": path, "reason": reason}))
+    return None
 
 
 def _files(sources: Sequence[SourceSettings], held: Sequence[Mapping[str, Loaded]]) -> tuple[SourceFile, ...]:
@@ -342,11 +347,8 @@ def _load_prepared(settings: DataSettings, folder: Path, seed: int, emit: Emit) 
         file = folder / f"{side}.jsonl"
         own = read_examples(file, plain).examples if card["rows"][side] else ()
         sides[side] = read_examples(path, settings).examples if path else own
-    if is_large(settings):
-        try:
-            return _large_prepared(plain, folder, sides, seed, emit)
-        except NotLarge as reason:
-            emit(_held_after_all(settings, str(reason)))
+    if large := _on_disk(settings, emit, lambda: _large_prepared(plain, folder, sides, seed, emit)):
+        return large
     sides["train"] = read_examples(folder / "train.jsonl", plain).examples if card["rows"]["train"] else ()
     found = Findings()
     note_leaks(sides["train"], (*sides["validation"], *sides["test"]), found)
@@ -384,9 +386,10 @@ def _large_prepared(
     own = {"source": str(folder / "train.jsonl"), "validation": "", "test": "", "dedup": "none", "split": whole}
     parts = [[Loaded(held[side], (), "")] for side in ("validation", "test")]
     large = load_large(settings.model_copy(update=own), parts, seed, emit)
+    wished = ["shots", "limit"] if settings.shots else ["limit"]
     return replace(
         _of_large(large, seed),
         num_read=large.num_read + sum(map(len, held.values())),
-        num_left_out={"limit": large.num_left_out["limit"]} if "limit" in large.num_left_out else {},
+        num_left_out={reason: large.num_left_out[reason] for reason in wished if reason in large.num_left_out},
         files=source_files(folder),
     )

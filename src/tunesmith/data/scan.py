@@ -37,7 +37,10 @@ BUCKET = 2**19
 """About as many rows are sorted at once, by their hashes."""
 STEP = "train"
 PLACES = {"file_of": "u2", "offset": "i8", "line": "u4"}
-COLUMNS = {**PLACES, "question": "u8", "key": "u8", "other": "u8", "labels": "i4", "digest": "V32", "limit": "u8"}
+DRAWS = ("limit", "shots")
+"""What chooses rows by a hash of their contents, where it is wished for."""
+COLUMNS = {**PLACES, "question": "u8", "key": "u8", "other": "u8", "labels": "i4", "digest": "V32"}
+COLUMNS |= dict.fromkeys(DRAWS, "u8")
 _TYPES = {"u2": "H", "i8": "q", "u4": "I", "u8": "Q", "i4": "i", "V32": "B"}
 Rows = NDArray[np.int64]
 
@@ -47,7 +50,7 @@ class Scan:
 
     question: `unit_hash` of each row's question times 2^64. key: that of the whole row. other: another hash of it; two
     rows are the same where both are. labels: the number of the row's set of classes. digest: SHA-256 of its canonical
-    form. limit: by what `data.limit` chooses, where it does (`limit_seed`).
+    form. limit, shots: by what `data.limit` and `data.shots` choose, where they do (`draws`, by `draw_seed`).
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class Scan:
         readings: Sequence[Reading],
         *,
         split_seed: int,
-        limit_seed: int | None = None,
+        draws: Sequence[str] = (),
+        draw_seed: int = 0,
     ) -> None:
         self.files, self.readings, self.split_seed = files, readings, split_seed
         self.num_read = 0
@@ -67,8 +71,8 @@ class Scan:
         self.spool = folder / NAME
         self._spool = None if all(is_json_lines(Path(file)) for file in files) else Spool(self.spool)
         self._folder = folder
-        self._limit_seed = limit_seed
-        names = [name for name in COLUMNS if name != "limit" or limit_seed is not None]
+        self._draws, self._draw_seed = tuple(draws), draw_seed
+        names = [name for name in COLUMNS if name not in DRAWS or name in draws]
         self._waiting = {name: array(_TYPES[COLUMNS[name]]) for name in names}
         self._num_rows = 0
 
@@ -98,8 +102,8 @@ class Scan:
         waiting["other"].append(hash_of(key, "another"))
         waiting["labels"].append(self.label_sets.setdefault(labels_in(example), len(self.label_sets)))
         waiting["digest"].frombytes(row_digest(example))
-        if self._limit_seed is not None:
-            waiting["limit"].append(hash_of(f"limit {key}", self._limit_seed))
+        for draw in self._draws:
+            waiting[draw].append(hash_of(f"{draw} {key}", self._draw_seed))
         if len(self.label_sets) > MAX_LABEL_SETS:
             raise NotLarge(f"there are more than {MAX_LABEL_SETS:,} different sets of classes")
         self.firsts.setdefault(self.readings[file].source_name, self._num_rows)

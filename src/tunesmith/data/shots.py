@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tunesmith.core.records import Example
+from tunesmith.core.records import Example, Origin
 from tunesmith.data.findings import Findings
 from tunesmith.data.labels import labels_in
 from tunesmith.data.repeats import content_key
@@ -29,7 +29,12 @@ def draw_shots(examples: Sequence[Example], shots: int, seed: int, found: Findin
         ordered = sorted(members, key=lambda i: (unit_hash(f"shots {content_key(examples[i])}", seed), i))
         chosen.update(ordered[:shots])
         if len(members) < shots:
-            what = f'the class "{label}" has' if label else "there are"
-            text = f"{what} {len(members)} training rows, fewer than the {shots} of data.shots"
-            found.add("warning", "few_shots", examples[members[0]].origin, text, "data.shots")
+            note_few_shots(found, label, len(members), shots, examples[members[0]].origin)
     return [examples[i] for i in sorted(chosen)]
+
+
+def note_few_shots(found: Findings, label: str, num_rows: int, shots: int, first: Origin) -> None:
+    """Note a class (empty: the rows without one) that has fewer rows than are to be drawn; `first` is its first."""
+    what = f'the class "{label}" has' if label else "there are"
+    text = f"{what} {num_rows} training rows, fewer than the {shots} of data.shots"
+    found.add("warning", "few_shots", first, text, "data.shots")
