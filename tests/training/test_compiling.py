@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +14,19 @@ from made_training import loop_in, make_learner, make_rows
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Warning
 from tunesmith.core.plugins import build
+from tunesmith.kernels.compiled_blocks import Call
 from tunesmith.models.rates import compiler
 from tunesmith.models.tiny import tiny
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.choices import choices
-from tunesmith.training.compiling import Measured, _file_of, _not_worth_it, require_compiler, why_no_compiler
+from tunesmith.training.compiling import (
+    Measured,
+    _file_of,
+    _not_worth_it,
+    _seconds,
+    require_compiler,
+    why_no_compiler,
+)
 from tunesmith.training.loop import Loop
 
 SETTINGS = {"steps": 4, "tokens_per_step": 60, "micro_tokens": 30, "lr": 1e-2, "validations": 2, "patience": 0}
@@ -117,6 +126,19 @@ def test_what_was_measured_decides_with_the_length_of_the_run() -> None:
     slow = Measured(plain=5e-5, compiled=5e-5, cold_seconds=30.0)
     assert _not_worth_it(slow, 10**12) == "a compiled block is 1.00 times as fast, which does not pay"
     assert Measured(**asdict(slow)).cost_seconds == 8.0
+
+
+class _Waits(torch.nn.Linear):
+    """A layer in whose place the processor does other work for a while."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.2)
+        return super().forward(x)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is measured by the clock")
+def test_other_work_on_the_processor_is_not_counted() -> None:
+    assert 0 < _seconds(Call(_Waits(2, 2), (torch.ones(1, 3, 2),), {})) < 0.1
 
 
 def test_what_was_measured_is_kept_for_blocks_of_one_shape(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tunesmith.core.publish import disk_error, publishing, remove_stale_drafts, 
 LIMIT = "TUNESMITH_ROW_CACHE_GIB"
 DEFAULT_GIB = 20.0
 STALE_SECONDS = 24 * 3600.0
-"""An unfinished entry that is older goes where the file system has no locks; those tell at once whose writer is dead."""
+"""An unfinished entry that is older goes where the file system has no locks; those tell at once that a writer died."""
 
 
 def user_cache() -> Path:
