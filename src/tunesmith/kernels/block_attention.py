@@ -25,16 +25,9 @@ from tunesmith.kernels.example_groups import (
     LONGEST_KEPT,
     Attend,
     Block,
-    Span,
     blocks,
-    gathered,
-    groups,
-    keys,
-    put_back,
-    queries,
-    room,
-    sizes,
 )
+from tunesmith.kernels.gathering import Arrangement, arranged
 
 _Random = np.random.Generator
 _PARTS = 2**15
@@ -88,23 +81,22 @@ def _attention(  # noqa: PLR0913, PLR0917 - an operator takes tensors and plain 
 ) -> tuple[Tensor, Tensor]:
     """Output [B, T, H, D], and the kept probabilities of all blocks one after the other; dropped ones are negative."""
     batch, heads, length, _ = query.shape
-    width = value.shape[3]
     attend = Attend(scale, left, right, softcap, dropout)
-    output = value.new_empty(batch, length, heads, width)
-    if _num_queries(spans) < batch * length:
-        output.zero_()
     store = _Store(query.new_empty(heads * num_kept))
-    for number, group in enumerate(groups(spans.tolist())):
-        some = _Group(group, query, key, value, attend, sinks)
+    found = arranged(query, key, spans)
+    if found is None:
+        return value.new_zeros(batch, length, heads, value.shape[3]), store.buffer
+    states = _States(found, query, key, value, attend)
+    outputs = value.new_empty(len(states.query), value.shape[3])
+    for number in range(len(found.groups)):
+        some = _Group(states, number, sinks)
         random = _random(seed, number)
-        together = room(output.transpose(1, 2), queries(group), some.query.shape[2])
-        results = some.by_key_head(together)
+        results = some.by_key_head(found.queries.group(number, outputs))
         for block in some.blocks():
             probabilities = some.probabilities_of(some.scores(block), block, store.take(some, block))
             seen = probabilities if random is None else _drop_(probabilities, dropout, random).relu()
-            result = seen @ some.value[:, block[2] : block[3]]
-            results[:, :, block[0] : block[1]] = result.view(*results.shape[:2], -1, width)
-        put_back(together, output.transpose(1, 2), queries(group))
+            _multiply(seen, some.value[:, block[2] : block[3]], results, block)
+    output = found.queries.put_back(outputs, batch)
     if dropout:
         output *= 1 / (1 - dropout)
     return output, store.buffer
@@ -134,22 +126,26 @@ def _attention_backward(  # noqa: PLR0913, PLR0917
     num_kept: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, values and sinks (empty where there are none)."""
-    attend = Attend(scale, left, right, softcap, dropout)
-    grads = [_like(states) for states in (query, key, value)]
-    if _num_queries(spans) < query.shape[0] * query.shape[2] or _num_keys(spans) < key.shape[0] * key.shape[2]:
-        for grad in grads:
-            grad.zero_()
     grad_sinks = query.new_zeros(0 if sinks is None else sinks.shape[0], dtype=torch.float32)
+    found = arranged(query, key, spans)
+    if found is None:
+        return *(_like(one).zero_() for one in (query, key, value)), grad_sinks  # type: ignore[return-value]
+    states = _States(found, query, key, value, Attend(scale, left, right, softcap, dropout))
+    above = found.queries.gather(upstream.transpose(1, 2))
+    if found.queries.padding.numel():
+        above.index_fill_(0, found.queries.padding, 0.0)
+    grads = [torch.empty_like(one) for one in (states.query, states.key, states.value)]
     store = _Store(probabilities)
-    for number, group in enumerate(groups(spans.tolist())):
-        some = _Group(group, query, key, value, attend, sinks)
-        above = gathered(upstream.transpose(1, 2), queries(group), some.query.shape[2])
-        places = (queries(group), keys(group), keys(group))
-        together = [room(grads[i], places[i], some.lengths()[i]) for i in range(3)]
-        some.backward(some.by_key_head(above), together, grad_sinks, store, _random(seed, number))
-        for one, grad, place in zip(together, grads, places, strict=True):
-            put_back(one, grad, place)
-    return grads[0], grads[1], grads[2], grad_sinks
+    for number in range(len(found.groups)):
+        some = _Group(states, number, sinks)
+        into = [of.group(number, one) for of, one in zip((found.queries, found.keys, found.keys), grads, strict=True)]
+        given = some.by_key_head(found.queries.group(number, above))
+        some.backward(given, into, grad_sinks, store, _random(seed, number))
+    grads[0] *= scale
+    batch = query.shape[0]
+    grad_query = found.queries.put_back(grads[0], batch).transpose(1, 2)
+    grad_key, grad_value = (found.keys.put_back(one, batch).transpose(1, 2) for one in grads[1:])
+    return grad_query, grad_key, grad_value, grad_sinks
 
 
 @_attention_backward.register_fake
@@ -177,28 +173,35 @@ def _backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tuple[Any, ...
 _attention.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
+class _States:
+    """All states of a pass at their places: queries, times the scale, keys and values, [P, D]."""
+
+    def __init__(self, found: Arrangement, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> None:
+        self.found, self.attend = found, attend
+        self.query = found.queries.gather(query)
+        self.query *= attend.scale
+        self.key, self.value = found.keys.gather(key), found.keys.gather(value)
+
+
 class _Group:
     """Examples of like length, padded to the longest, and their probabilities block by block.
 
     The key heads K of all of them stand for one another: n examples have n x K.
     """
 
-    def __init__(
-        self, spans: Sequence[Span], query: Tensor, key: Tensor, value: Tensor, attend: Attend, sinks: Tensor | None
-    ) -> None:
-        num_queries, num_keys = sizes(spans)
-        heads, key_heads = query.shape[1], key.shape[1]
-        self.attend, self.num_examples = attend, len(spans)
-        self.shape_KG = (len(spans) * key_heads, heads // key_heads)
-        together = gathered(query, queries(spans), num_queries)
-        scaled = torch.mul(together, attend.scale, out=query.new_empty(together.shape))
-        self.query = self.by_key_head(scaled)
-        self.key = gathered(key, keys(spans), num_keys).contiguous().flatten(0, 1)  # strided, products take longer
-        self.value = gathered(value, keys(spans), num_keys).flatten(0, 1)
+    def __init__(self, states: _States, number: int, sinks: Tensor | None) -> None:
+        found, self.attend = states.found, states.attend
+        self.key = found.keys.group(number, states.key).flatten(0, 1)
+        self.value = found.keys.group(number, states.value).flatten(0, 1)
+        query = found.queries.group(number, states.query)
+        spans, num_keys = found.groups[number], self.key.shape[1]
+        self.num_examples = len(spans)
+        self.shape_KG = (len(self.key), query.shape[0] * query.shape[1] // len(self.key))
+        self.query = self.by_key_head(query)
         self.sinks = None if sinks is None else sinks.repeat(len(spans)).view(*self.shape_KG, 1, 1)
         self.hidden = None
-        if attend.right != 0 and any(end - first < num_keys for _, first, end in keys(spans)):
-            lengths = torch.tensor([end - first for _, first, end in keys(spans)])
+        if self.attend.right != 0 and any(end - first < num_keys for *_, first, end in spans):
+            lengths = torch.tensor([end - first for *_, first, end in spans])
             is_padding = torch.arange(num_keys)[None] >= lengths[:, None]
             lowest = torch.finfo(query.dtype).min / 2  # not -inf: a padded query may see padding only
             self.hidden = torch.zeros(is_padding.shape, dtype=query.dtype).masked_fill_(is_padding, lowest)
@@ -206,10 +209,6 @@ class _Group:
     def by_key_head(self, states_BHTD: Tensor) -> Tensor:
         """States of queries with those that share a key head together: [K, G, T, D]."""
         return states_BHTD.view(*self.shape_KG, *states_BHTD.shape[2:])
-
-    def lengths(self) -> tuple[int, int, int]:
-        """Tokens of queries, keys and values."""
-        return self.query.shape[2], self.key.shape[1], self.key.shape[1]
 
     def blocks(self) -> list[Block]:
         """Blocks of queries with the keys they see."""
@@ -242,7 +241,7 @@ class _Group:
     def backward(
         self, above: Tensor, into: Sequence[Tensor], grad_sinks: Tensor, store: _Store, random: _Random | None
     ) -> None:
-        """Write the gradients of queries, keys and values [n, heads, T, D]; add the sinks' [H]."""
+        """Write the gradients of scaled queries, keys and values [n, heads, T, D]; add the sinks' [H]."""
         attend, parts = self.attend, self.blocks()
         grad_queries = self.by_key_head(into[0])
         into_key, into_value = (_Sum(one.flatten(0, 1), len(parts)) for one in into[1:])
@@ -263,16 +262,15 @@ class _Group:
             seen = kept_ones
             if random is not None:
                 seen, grad_probabilities, kept_ones = _without_dropped(kept_ones, grad_probabilities)
-            into_value.add(seen.transpose(-1, -2) @ given, low, high)
+            into_value.add(seen.transpose(-1, -2), given, low, high)
             grad_scores = torch._softmax_backward_data(grad_probabilities, kept_ones, -1, self.query.dtype)
             if grad_sinks.shape[0]:  # what a sink's score gains, all others lose
                 by_head = grad_scores.view(self.num_examples, grad_sinks.shape[0], -1)
                 grad_sinks -= by_head.sum((0, 2), dtype=torch.float32)
             if slope is not None:
                 grad_scores *= slope
-            grad_query = (grad_scores @ self.key[:, low:high]).mul_(attend.scale)
-            grad_queries[:, :, first:last] = grad_query.view(*self.query.shape[:2], last - first, -1)
-            into_key.add(grad_scores.transpose(-1, -2) @ _rows(self.query, first, last), low, high)
+            _multiply(grad_scores, self.key[:, low:high], grad_queries, block)
+            into_key.add(grad_scores.transpose(-1, -2), _rows(self.query, first, last), low, high)
         into_key.finish()
         into_value.finish()
 
@@ -285,12 +283,12 @@ class _Sum:
         exact = torch.promote_types(grad.dtype, torch.float32)
         self.total = torch.zeros(grad.shape, dtype=exact) if num_blocks > 1 else None
 
-    def add(self, part: Tensor, low: int, high: int) -> None:
-        """Add what one block gives the keys from `low` to `high`."""
+    def add(self, rows: Tensor, columns: Tensor, low: int, high: int) -> None:
+        """Add the product that one block gives the keys from `low` to `high`; a single block gives all."""
         if self.total is None:
-            self.grad[:, low:high] = part
+            torch.bmm(rows, columns, out=self.grad)
         else:
-            self.total[:, low:high] += part
+            self.total[:, low:high] += rows @ columns
 
     def finish(self) -> None:
         """Write the sum."""
@@ -312,6 +310,15 @@ class _Store:
         shape = group.shape(block)
         first, self.taken = self.taken, self.taken + shape[0] * shape[1] * shape[2]
         return self.buffer[first : self.taken].view(shape)
+
+
+def _multiply(rows: Tensor, columns: Tensor, into_KGTD: Tensor, block: Block) -> None:
+    """Write the product for a block of queries [K, G x Q, D] to its place."""
+    first, last, _, _ = block
+    if last - first == into_KGTD.shape[2]:
+        torch.bmm(rows, columns, out=into_KGTD.flatten(1, 2))
+    else:
+        into_KGTD[:, :, first:last] = (rows @ columns).view(*into_KGTD.shape[:2], last - first, -1)
 
 
 def _rows(states_KGTD: Tensor, first: int, last: int) -> Tensor:
@@ -367,11 +374,3 @@ def _like(states_BHTD: Tensor) -> Tensor:
     """Room for a gradient whose heads lie side by side at each token, as the projections want it."""
     batch, heads, length, width = states_BHTD.shape
     return states_BHTD.new_empty(batch, length, heads, width).transpose(1, 2)
-
-
-def _num_queries(spans_N5: Tensor) -> int:
-    return int((spans_N5[:, 2] - spans_N5[:, 1]).sum())
-
-
-def _num_keys(spans_N5: Tensor) -> int:
-    return int((spans_N5[:, 4] - spans_N5[:, 3]).sum())

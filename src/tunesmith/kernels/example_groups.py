@@ -1,14 +1,9 @@
-"""Examples in groups that go through the products of attention together, and their queries in blocks.
-
-Legend: B rows, H heads, T tokens, D head width, n examples of a group.
-"""
+"""Examples in groups that go through the products of attention together, and their queries in blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
 
 BLOCK = 128
 """Queries at once, about: few enough to skip most of the upper triangle, enough to fill the matrix unit."""
@@ -91,30 +86,6 @@ def queries(spans: Sequence[Span]) -> list[Place]:
 def keys(spans: Sequence[Span]) -> list[Place]:
     """Row, first key and end of the keys of each example."""
     return [(row, first, end) for row, _, _, first, end in spans]
-
-
-def gathered(states_BHTD: Tensor, places: Sequence[Place], length: int) -> Tensor:
-    """The examples' states one below the other, padded with zeros: [n, H, length, D]; a view of one example's."""
-    if len(places) == 1:
-        return room(states_BHTD, places, length)
-    together = states_BHTD.new_zeros(len(places), states_BHTD.shape[1], length, states_BHTD.shape[3])
-    for number, (row, first, end) in enumerate(places):
-        together[number, :, : end - first] = states_BHTD[row, :, first:end]
-    return together
-
-
-def room(states_BHTD: Tensor, places: Sequence[Place], length: int) -> Tensor:
-    """Where the examples' states may be written for `put_back`: [n, H, length, D], of one example its own place."""
-    if len(places) == 1:
-        row, first, end = places[0]
-        return states_BHTD[row : row + 1, :, first:end]
-    return states_BHTD.new_empty(len(places), states_BHTD.shape[1], length, states_BHTD.shape[3])
-
-
-def put_back(together: Tensor, states_BHTD: Tensor, places: Sequence[Place]) -> None:
-    """Write what is in the room of several examples to their places."""
-    for number, (row, first, end) in enumerate(places if len(places) > 1 else ()):
-        states_BHTD[row, :, first:end] = together[number, :, : end - first]
 
 
 def blocks(num_queries: int, num_keys: int, attend: Attend) -> list[Block]:
