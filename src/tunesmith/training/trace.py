@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +148,8 @@ class Tracer:
     def run(self, kept: Sequence[int], rows: Sequence[Features]) -> Work:
         """The cost with only these blocks in place."""
         _forget_caches()
-        with self._only(kept), quiet():
+        # transformers does not ask fake masks whether they hide anything; these know (`_read`)
+        with self._only(kept), quiet(), patch("transformers.masking_utils.is_tracing", lambda *_: False):
             try:
                 with self.mode:
                     return self._forward_and_backward(rows)
