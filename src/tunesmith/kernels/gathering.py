@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tunesmith.kernels.example_groups import Place, Span, groups, keys, queries, sizes
 
-_KEPT = 16
-"""Arrangements that are remembered: a model's local and global layers have some each, and so have threads."""
+_KEPT = 4
+"""Arrangements that are remembered, of 8 bytes a state: local and global layers of a pass have one each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +106,9 @@ def _gathering(
     outside = np.flatnonzero(places_of < 0)
     places_of[outside] = 0
     return Gathering(
-        torch.from_numpy(of_place),
+        torch.from_numpy(of_place.astype(np.int32)),
         torch.from_numpy(np.flatnonzero(is_empty)),
-        torch.from_numpy(places_of),
+        torch.from_numpy(places_of.astype(np.int32)),
         torch.from_numpy(outside),
         tuple(chunks),
         tuple(shapes),
