@@ -22,10 +22,10 @@ BITS_4, BITS_8 = (4 + 8 / 64 + 32 / (64 * 256)) / 8, 1.0
 """Bytes a weight in NF4 with doubly quantised scales (arXiv:2305.14314, section 3), and in LLM.int8()."""
 SLACK = 1.04
 """By how much tensors that stay take more room on a processor than they hold."""
-GAPS = 1.5
+GAPS = 1.4
 """The same for what comes and goes in a step: gradients, activations and workspace. oneDNN keeps some eighty small
 pieces for each of its last products; they come to lie among these tensors, and what is freed around them no longer
-fits the next shape (walked chunk by chunk, docs/log.md: 1.45 to 1.68 in four trainings)."""
+fits the next shape (docs/log.md: 1.45 to 1.68 in four trainings, walked; less since PyTorch keeps 32)."""
 
 
 @dataclass(frozen=True)
