@@ -32,7 +32,7 @@ def test_states_come_back_to_their_places_and_are_zero_elsewhere():
     query = states(4)
     found = arranged(query, query, torch.tensor(SPANS))
     assert found.queries is found.keys
-    back = found.queries.put_back(found.queries.gather(query), 2)
+    back = found.queries.put_back(found.queries.gather(query))
     expected = torch.zeros(2, 20, 4, 4)
     for row, first, end, _, _ in SPANS:
         expected[row, first:end] = query.transpose(1, 2)[row, first:end]

@@ -20,13 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.example_groups import (
-    BLOCK,
-    LONGEST_KEPT,
-    Attend,
-    Block,
-    blocks,
-)
+from tunesmith.kernels.example_groups import BLOCK, LONGEST_KEPT, Attend, Block, blocks
 from tunesmith.kernels.gathering import Arrangement, arranged
 
 _Random = np.random.Generator
@@ -96,7 +90,7 @@ def _attention(  # noqa: PLR0913, PLR0917 - an operator takes tensors and plain 
             probabilities = some.probabilities_of(some.scores(block), block, store.take(some, block))
             seen = probabilities if random is None else _drop_(probabilities, dropout, random).relu()
             _multiply(seen, some.value[:, block[2] : block[3]], results, block)
-    output = found.queries.put_back(outputs, batch)
+    output = found.queries.put_back(outputs)
     if dropout:
         output *= 1 / (1 - dropout)
     return output, store.buffer
@@ -142,9 +136,8 @@ def _attention_backward(  # noqa: PLR0913, PLR0917
         given = some.by_key_head(found.queries.group(number, above))
         some.backward(given, into, grad_sinks, store, _random(seed, number))
     grads[0] *= scale
-    batch = query.shape[0]
-    grad_query = found.queries.put_back(grads[0], batch).transpose(1, 2)
-    grad_key, grad_value = (found.keys.put_back(one, batch).transpose(1, 2) for one in grads[1:])
+    grad_query = found.queries.put_back(grads[0]).transpose(1, 2)
+    grad_key, grad_value = (found.keys.put_back(one).transpose(1, 2) for one in grads[1:])
     return grad_query, grad_key, grad_value, grad_sinks
 
 

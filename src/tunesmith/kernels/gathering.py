@@ -1,7 +1,7 @@
 """Where the states of examples lie while they go through attention: group by group, each head's tokens together.
 
-Gathered and put back by one operation each, with numbers that are made once for all layers of a pass: example by
-example it were some hundred small copies in every layer, which cost as much as the products.
+Gathered and put back by one operation each, with numbers that are made once for all layers of a pass; example by
+example it were some hundred small copies in every layer of a pack of eight (docs/log.md).
 Legend: B rows, T tokens, H heads, D head width, n examples of a group, L its longest, P places: the sum of n H L.
 """
 
@@ -38,6 +38,8 @@ class Gathering:
     """The places of each group."""
     shapes: tuple[tuple[int, int, int], ...]
     """n, H and L of each group."""
+    own_shape: tuple[int, int, int]
+    """B, T and H of the states in their own order."""
 
     def gather(self, states_BHTD: Tensor) -> Tensor:
         """The states at their places, [P, D]."""
@@ -47,13 +49,12 @@ class Gathering:
         """A view of one group's, [n, H, L, D]."""
         return states_PD[self.chunks[number]].view(*self.shapes[number], states_PD.shape[1])
 
-    def put_back(self, states_PD: Tensor, batch: int) -> Tensor:
+    def put_back(self, states_PD: Tensor) -> Tensor:
         """The states in their own order, [B, T, H, D]; zero where no example is."""
         states = states_PD.index_select(0, self.places)
         if self.outside.numel():
             states.index_fill_(0, self.outside, 0.0)
-        heads = self.shapes[0][1]
-        return states.view(batch, -1, heads, states_PD.shape[1])
+        return states.view(*self.own_shape, states_PD.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,4 +113,5 @@ def _gathering(
         torch.from_numpy(outside),
         tuple(chunks),
         tuple(shapes),
+        (batch, length, heads),
     )

@@ -149,7 +149,7 @@ class Tracer:
         """The cost with only these blocks in place."""
         _forget_caches()
         # transformers does not ask fake masks whether they hide anything; these know (`_read`)
-        with self._only(kept), quiet(), patch("transformers.masking_utils.is_tracing", lambda *_: False):
+        with self._only(kept), quiet(), patch("transformers.masking_utils.is_tracing", lambda *_: False, create=True):
             try:
                 with self.mode:
                     return self._forward_and_backward(rows)
