@@ -192,8 +192,13 @@ def why_not_compiled(fault: BaseException) -> str:
 
 
 def keep_compiled_in(folder: Path) -> None:
-    """Where compiled code is kept between runs, unless the user has named a folder (TORCHINDUCTOR_CACHE_DIR)."""
-    if not os.environ.get(CACHE):
+    """Where compiled code is kept between runs, unless the user has named a folder (TORCHINDUCTOR_CACHE_DIR).
+
+    PyTorch names its own, which is lost when the machine starts anew, in that variable when parts of it are imported.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(CACHE, "") in ("", str(Path(default_cache_dir()).absolute())):
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             os.environ[CACHE] = str(folder)
