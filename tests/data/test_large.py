@@ -248,6 +248,63 @@ def test_blocks_and_buckets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert are_same(*both(monkeypatch, source=write("rare.jsonl", [*rare, *more_rows]), split=split))
 
 
+def grouped(number: int, seed: int = 0) -> list[Any]:
+    """Rows of groups, some joined by what they ask, some rows without a group or without the column."""
+    draw = random.Random(seed)
+    rows: list[Any] = []
+    for i in range(number):
+        row = {"question": f"What is thing {i}?", "answer": f"It is {i}.", "who": f"customer {draw.randrange(number)}"}
+        if i % 5 == 0:
+            row["question"] = f"what is  THING {draw.randrange(number)}?"  # joins groups
+        if i % 7 == 0:
+            row["question"] = "Say something."
+        if i % 11 == 0:
+            row["who"] = draw.choice([None, "", 7, 7.5, ["a"]])
+        if i % 13 == 0 or i == 3:
+            del row["who"]
+        if i % 17 == 0 and rows:
+            row = {**draw.choice(rows), "who": row.get("who")}
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("more", [{}, {"dedup": "none"}, {"limit": 60, "shots": 90}])
+def test_groups_are_the_same(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    split = {"validation": 0.2, "test": 0.2, "group_by": "who"}
+    for seed, block, bucket in ((0, 16, 20), (1, 128, 64), (2, scan.BLOCK, scan.BUCKET), (3, 50, 400)):
+        monkeypatch.setattr(scan, "BLOCK", block)
+        monkeypatch.setattr(sides, "BLOCK", block)
+        monkeypatch.setattr(scan, "BUCKET", bucket)
+        source = write("rows.jsonl", grouped(300, seed))
+        held, stored = both(monkeypatch, seed, source=source, split=split, **more)
+        assert are_same(held, stored)
+        if not more:
+            assert len({str(row.fields.get("who")) for row in held.train}) > 20
+
+
+def test_groups_of_several_sources_and_of_classes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = grouped(200, 4)
+    write("v.jsonl", grouped(20, 5))
+    sources = [
+        {"path": write("a.jsonl", rows[:120])},
+        {"path": write("b.jsonl", rows[90:]), "test": "v.jsonl"},
+        {"path": write("c.jsonl", [row for row in rows if row.get("who")][::3]), "validation": "v.jsonl"},
+    ]
+    split = {"validation": 0.2, "test": 0.3, "group_by": "who"}
+    for seed in range(3):
+        assert are_same(*both(monkeypatch, seed, source=sources, split=split))
+    for seed in range(9):  # some classes stand on held-out sides alone, and go to train with their groups
+        draw = random.Random(seed)
+        few = [
+            {"text": f"rare {i // 3}{i % 2}", "label": f"r{i // 4}", "who": draw.choice(["", draw.randrange(30)])}
+            for i in range(48)
+        ]
+        many = [{"text": f"text {i}", "label": f"c{i % 3}", "who": draw.randrange(90)} for i in range(90)]
+        joined = [{"text": few[i]["text"], "label": "c1", "who": draw.randrange(30, 60)} for i in range(0, 48, 3)]
+        source = write("rows.jsonl", [*few, *many, *joined])
+        assert are_same(*both(monkeypatch, seed, source=source, split=split | {"validation": 0.5}, dedup="none"))
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_row_more_takes_a_few_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in (("BLOCK", scan), ("BLOCK", sides), ("BUCKET", scan)):
@@ -331,6 +388,11 @@ def test_classes_are_kept_and_counted(split: dict[str, float], monkeypatch: pyte
         ([*({"question": f"q {i}", "answer": "a"} for i in range(50)), "{"], {}),
         ([{"question": f"q {i}", "answer": "a"} for i in range(50)], {"test": "other.jsonl"}),
         ([{"apple": 1}] * 50, {}),
+        ([{"question": f"q {i}", "answer": "a", "whom": 1} for i in range(50)], {"split": {"group_by": "who"}}),
+        (
+            [{"question": f"q {i // 2}", "answer": "a", **({"who": 1} if i % 2 else {})} for i in range(50)],
+            {"split": {"group_by": "who"}},  # the rows with the column are repetitions
+        ),
         ([{"question": f"q {i}", "answer": "a"} for i in range(50)], {"columns": {"qestion": "prompt"}}),
     ],
 )
@@ -352,7 +414,6 @@ def test_what_needs_all_rows_holds_them(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(large, "LARGE_BYTES", 1)
     for settings in (
         {"source": source, "dedup": "near"},
-        {"source": source, "split": {"validation": 0.1, "group_by": "who"}},
         {"source": few},  # a side would be empty
     ):
         assert not isinstance(load_data(DataSettings(**settings), seed=1).train, StoredExamples)

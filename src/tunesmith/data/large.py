@@ -27,7 +27,7 @@ from tunesmith.data.lines import RawRow
 from tunesmith.data.mix import settings_of, sources_of
 from tunesmith.data.read import SAMPLE_ROWS, Loaded, check_columns, recognise_rows, source_files
 from tunesmith.data.rows import is_packed, read_rows, row_files, why_not_spooled
-from tunesmith.data.scan import DRAWS, PLACES, STEP, Rows, Scan, fill
+from tunesmith.data.scan import PLACES, STEP, Rows, Scan, Wishes, fill
 from tunesmith.data.sides import SIDES, TEST, TRAIN, VALIDATION, Division
 from tunesmith.data.spool import NAME, NotLarge
 from tunesmith.data.stored import Places, Reading, StoredExamples
@@ -83,9 +83,7 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
     key = _key(settings, own, details, seed)
 
     def build(draft: Path) -> None:
-        split_seed = seed if settings.split.seed == "recipe" else settings.split.seed
-        draws = [name for name in DRAWS if getattr(settings, name)]
-        with Scan(draft, files, readings, split_seed=split_seed, draws=draws, draw_seed=seed) as scan:
+        with Scan(draft, files, readings, Wishes.of(settings, seed)) as scan:
             _build(draft, scan, settings, own, details, emit)
 
     with Cache.of_rows().entry(lambda: f"rows-{key}", build, emit, step=STEP) as folder:
@@ -116,12 +114,8 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
 
 
 def _refuse_what_needs_all(settings: DataSettings) -> None:
-    wishes = {
-        "`data.dedup: near` compares all of them": settings.dedup == "near",
-        "`data.split.group_by` joins groups of all of them": bool(settings.split.group_by),
-    }
-    if reason := next((reason for reason, is_wished in wishes.items() if is_wished), ""):
-        raise NotLarge(reason)
+    if settings.dedup == "near":
+        raise NotLarge("`data.dedup: near` compares all of them")
 
 
 def _readings(settings: DataSettings) -> tuple[tuple[str, ...], tuple[Reading, ...]]:

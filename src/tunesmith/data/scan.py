@@ -1,7 +1,8 @@
 """The reading of large files: of every usable row its place, hashes of what decides its side, its classes and its sum.
 
-They are columns of numbers in a folder, 74 bytes a row, written and read in blocks, so that no number of rows fills the
-memory. The hashes are those of `split.unit_hash`, so they are names and places at once.
+They are columns of numbers in a folder, 74 bytes a row and 8 for each wish that needs more, written and read in
+blocks, so that no number of rows fills the memory. The hashes are those of `split.unit_hash`, so they are names and
+places at once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,10 +26,12 @@ from tunesmith.data.labels import labels_in
 from tunesmith.data.lines import Fault, RawRow
 from tunesmith.data.repeats import answer_of, joined_key, normalise, question_of
 from tunesmith.data.rows import file_rows, is_json_lines, placed_rows
+from tunesmith.data.split import group_name, row_name
 from tunesmith.data.spool import NAME, NotLarge, Spool
 from tunesmith.data.stored import Places, Reading, StoredExamples
 from tunesmith.data.write import row_digest
 from tunesmith.formats.base import RowFault
+from tunesmith.recipe import DataSettings
 
 MAX_LABEL_SETS = 100_000
 """More different sets of classes than this are not told apart by a number."""
@@ -40,9 +44,37 @@ PLACES = {"file_of": "u2", "offset": "i8", "line": "u4"}
 DRAWS = ("limit", "shots")
 """What chooses rows by a hash of their contents, where it is wished for."""
 COLUMNS = {**PLACES, "question": "u8", "key": "u8", "other": "u8", "labels": "i4", "digest": "V32"}
-COLUMNS |= dict.fromkeys(DRAWS, "u8")
+WISHED = {**dict.fromkeys(DRAWS, "u8"), "group": "u8"}
+"""Columns that are kept where they are wished for."""
+NO_COLUMN, NO_GROUP = 0, 1
+"""In "group": rows without the column of `data.split.group_by`, and with nothing in it."""
+_KINDS = COLUMNS | WISHED
 _TYPES = {"u2": "H", "i8": "q", "u4": "I", "u8": "Q", "i4": "i", "V32": "B"}
 Rows = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+Columns = list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What of the settings decides which columns are kept, and their hashes."""
+
+    split_seed: int
+    draw_seed: int
+    draws: tuple[str, ...] = ()
+    """Of `DRAWS`."""
+    group_by: str = ""
+
+    @classmethod
+    def of(cls, settings: DataSettings, seed: int) -> Wishes:
+        """Those of a recipe with this seed."""
+        split_seed = seed if settings.split.seed == "recipe" else settings.split.seed
+        draws = tuple(name for name in DRAWS if getattr(settings, name))
+        return cls(split_seed, seed, draws, settings.split.group_by)
+
+    def columns(self) -> list[str]:
+        """The names of all columns that are kept."""
+        return [*COLUMNS, *self.draws, *(["group"] if self.group_by else [])]
 
 
 class Scan:
@@ -50,20 +82,12 @@ class Scan:
 
     question: `unit_hash` of each row's question times 2^64. key: that of the whole row. other: another hash of it; two
     rows are the same where both are. labels: the number of the row's set of classes. digest: SHA-256 of its canonical
-    form. limit, shots: by what `data.limit` and `data.shots` choose, where they do (`draws`, by `draw_seed`).
+    form. limit, shots: by what `data.limit` and `data.shots` choose, where they do. group: the hash of its group's name
+    where there are groups; then question and key are hashes of the names that rows without a group have (`split.py`).
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        files: Sequence[str],
-        readings: Sequence[Reading],
-        *,
-        split_seed: int,
-        draws: Sequence[str] = (),
-        draw_seed: int = 0,
-    ) -> None:
-        self.files, self.readings, self.split_seed = files, readings, split_seed
+    def __init__(self, folder: Path, files: Sequence[str], readings: Sequence[Reading], wishes: Wishes) -> None:
+        self.files, self.readings, self.wishes = files, readings, wishes
         self.num_read = 0
         self.label_sets: dict[tuple[str, ...], int] = {}
         self.firsts: dict[str, int] = {}
@@ -71,9 +95,7 @@ class Scan:
         self.spool = folder / NAME
         self._spool = None if all(is_json_lines(Path(file)) for file in files) else Spool(self.spool)
         self._folder = folder
-        self._draws, self._draw_seed = tuple(draws), draw_seed
-        names = [name for name in COLUMNS if name not in DRAWS or name in draws]
-        self._waiting = {name: array(_TYPES[COLUMNS[name]]) for name in names}
+        self._waiting = {name: array(_TYPES[_KINDS[name]]) for name in wishes.columns()}
         self._num_rows = 0
 
     def __enter__(self) -> Scan:
@@ -97,19 +119,25 @@ class Scan:
         waiting["file_of"].append(file)
         waiting["offset"].append(offset if offset >= 0 or self._spool is None else self._spool.add(row.values))
         waiting["line"].append(example.origin.line)
-        waiting["question"].append(hash_of(question, self.split_seed))
-        waiting["key"].append(hash_of(key, self.split_seed))
+        waiting["question"].append(self.name_hash(question))
+        waiting["key"].append(self.name_hash(key))
         waiting["other"].append(hash_of(key, "another"))
         waiting["labels"].append(self.label_sets.setdefault(labels_in(example), len(self.label_sets)))
         waiting["digest"].frombytes(row_digest(example))
-        for draw in self._draws:
-            waiting[draw].append(hash_of(f"{draw} {key}", self._draw_seed))
+        for draw in self.wishes.draws:
+            waiting[draw].append(hash_of(f"{draw} {key}", self.wishes.draw_seed))
+        if self.wishes.group_by:
+            waiting["group"].append(self._group_hash(example))
         if len(self.label_sets) > MAX_LABEL_SETS:
             raise NotLarge(f"there are more than {MAX_LABEL_SETS:,} different sets of classes")
         self.firsts.setdefault(self.readings[file].source_name, self._num_rows)
         self._num_rows += 1
         if self._num_rows % BLOCK == 0:
             self.flush()
+
+    def name_hash(self, text: str) -> int:
+        """What "question" and "key" hold for a question and for a whole row, both normalised."""
+        return hash_of(row_name(text) if self.wishes.group_by else text, self.wishes.split_seed)
 
     def flush(self) -> None:
         """Have every row in the files, for what reads them."""
@@ -125,22 +153,25 @@ class Scan:
         for start in range(0, len(self), BLOCK):
             yield start, [self._read(name, start) for name in names]
 
-    def buckets(self, *names: str) -> Iterator[tuple[Rows, list[NDArray[Any]]]]:
-        """All rows in groups by the first column's upper bits, each with its part of the columns, in order."""
+    def buckets(self, *names: str, of: Callable[[Columns], Columns] = list) -> Iterator[tuple[Rows, Columns]]:
+        """All rows in groups by the first column's upper bits, each with its part of the columns, in order.
+
+        `of` makes other columns of those with these names, block by block.
+        """
         bits = (len(self) // BUCKET).bit_length()
-        for bucket in range(1 << bits):
-            rows, parts = [np.zeros(0, np.int64)], [[np.zeros(0, COLUMNS[name])] for name in names]
-            for start, columns in self.blocks(*names):
+        for bucket in range(1 << bits if len(self) else 0):
+            rows, parts = [], []
+            for start, read in self.blocks(*names):
+                columns = of(read)
                 mine = np.flatnonzero(columns[0] >> np.uint64(64 - bits) == bucket) if bits else slice(None)
                 rows.append(np.arange(start, start + len(columns[0]))[mine])
-                for part, column in zip(parts, columns, strict=True):
-                    part.append(column[mine])
-            yield np.concatenate(rows), [np.concatenate(part) for part in parts]
+                parts.append([column[mine] for column in columns])
+            yield np.concatenate(rows), [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def take(self, name: str, rows: Rows) -> NDArray[Any]:
         """A column's values of some rows, in their order."""
         order = np.argsort(rows, kind="stable")
-        ordered, found = rows[order], np.zeros(len(rows), COLUMNS[name])
+        ordered, found = rows[order], np.zeros(len(rows), _KINDS[name])
         for start in range(0, len(self), BLOCK):
             low, high = np.searchsorted(ordered, (start, start + BLOCK))
             if low < high:
@@ -157,8 +188,14 @@ class Scan:
         places = Places(*(self.take(name, rows) for name in PLACES))
         return StoredExamples(places, self.files, self.readings, self.spool)
 
+    def _group_hash(self, example: Example) -> int:
+        if self.wishes.group_by not in example.fields:
+            return NO_COLUMN
+        name = group_name(example, self.wishes.group_by)
+        return max(NO_GROUP + 1, hash_of(name, self.wishes.split_seed)) if name else NO_GROUP
+
     def _read(self, name: str, start: int) -> NDArray[Any]:
-        kind = np.dtype(COLUMNS[name])
+        kind = np.dtype(_KINDS[name])
         return np.fromfile(self._path(name), kind, BLOCK, offset=start * kind.itemsize)
 
     def _path(self, name: str) -> Path:

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from tunesmith.core.records import Example
 from tunesmith.data.findings import Findings
-from tunesmith.data.repeats import content_key, normalise, note_duplicate, note_leaks, question_of
-from tunesmith.data.scan import BLOCK, Rows, Scan, hash_of
+from tunesmith.data.groups import LEFT_OUT, Groups
+from tunesmith.data.repeats import normalise, note_duplicate, note_leaks, question_of
+from tunesmith.data.scan import BLOCK, Hashes, Rows, Scan
 from tunesmith.data.shots import note_few_shots
 from tunesmith.data.spool import NotLarge
 from tunesmith.recipe import DataSettings
 
 SIDES = ("train", "validation", "test")
-LEFT_OUT, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
-Hashes = NDArray[np.uint64]
+TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
 class Division:
@@ -35,7 +35,6 @@ class Division:
         shares = [_shares(reading.settings) for reading in scan.readings]
         self._shares = sorted(set(shares))
         self._share_of_file = np.asarray([self._shares.index(share) for share in shares])
-        self._common: Hashes = np.zeros(0, np.uint64)
 
     def leave_out_repeats(self, found: Findings) -> None:
         """Leave out the rows that repeat an earlier one; they are noted."""
@@ -59,27 +58,24 @@ class Division:
         """Give each row that is not left out its side.
 
         Raises:
+            UserError: No row has the column `data.split.group_by`.
             NotLarge: A side with a share would be empty; then `split` gives it a row.
         """
-        self._common = self._common_questions()
-        shares = np.asarray(self._shares)
-        counts = np.zeros(len(shares) * len(SIDES), np.int64)
-        for start, (file_of, questions, keys) in self._scan.blocks("file_of", "question", "key"):
-            groups, _ = self._groups(questions, keys)
-            place, share = groups.astype(np.float64) / 2**64, self._share_of_file[file_of]
-            validation, test = shares[share].T
-            wished = np.where(place < test, TEST, np.where(place < test + validation, VALIDATION, TRAIN))
+        groups = Groups(self._scan, self.side_of, self._share_of_file)
+        counts = np.zeros((len(self._shares), len(SIDES)), np.int64)
+        for start, share, of in groups.blocks():
+            wished = self._wished(share, of)
             sides = self.side_of[start : start + len(wished)]
             is_kept = sides != LEFT_OUT
             sides[is_kept] = wished[is_kept]
-            counts += np.bincount((share * len(SIDES) + wished)[is_kept], minlength=len(counts))
-        for found, wanted in zip(counts.reshape(-1, len(SIDES)), self._shares, strict=True):
+            np.add.at(counts, (share[is_kept], wished[is_kept]), 1)
+        for found, wanted in zip(counts, self._shares, strict=True):
             if found.any() and not found[[TRAIN, *(side for side, share in enumerate(wanted, 1) if share)]].all():
                 raise NotLarge("there are so few that a side would be empty")
         if not counts.any():
             raise NotLarge("there are none")
-        for number in range(len(shares)):
-            self._keep_labels(number)
+        for number in range(len(self._shares)):
+            self._keep_labels(number, groups)
 
     def rows(self, side: int) -> Iterator[Rows]:
         """The numbers of a side's rows, in order, in parts."""
@@ -88,7 +84,7 @@ class Division:
 
     def note_leaks(self, held_out: Sequence[Example], found: Findings) -> None:
         """Note training rows that ask what held-out rows ask."""
-        asked = {hash_of(normalise(question_of(example)), self._scan.split_seed) for example in held_out}
+        asked = {self._scan.name_hash(normalise(question_of(example))) for example in held_out}
         wanted = np.asarray(sorted(asked), dtype=np.uint64)
         suspects = [np.zeros(0, np.int64)]
         for start, (questions,) in self._scan.blocks("question"):
@@ -144,21 +140,13 @@ class Division:
             best, places = best[order], places[order]
         return best
 
-    def _common_questions(self) -> Hashes:
-        """Questions of more than 1 % of the rows say nothing about them."""
-        most = max(10, int(np.count_nonzero(self.side_of != LEFT_OUT)) // 100)
-        found = [np.zeros(0, np.uint64)]
-        for rows, (questions,) in self._scan.buckets("question"):
-            ordered = np.sort(questions[self.side_of[rows] != LEFT_OUT])
-            found.append(np.unique(ordered[most:][ordered[most:] == ordered[:-most]]))
-        return np.concatenate(found)
+    def _wished(self, shares: NDArray[np.int64], groups: Hashes) -> NDArray[np.int64]:
+        """The sides on which these groups are by their places."""
+        place = groups.astype(np.float64) / 2**64  # as `unit_hash`
+        validation, test = np.asarray(self._shares)[shares].T
+        return np.where(place < test, TEST, np.where(place < test + validation, VALIDATION, TRAIN))
 
-    def _groups(self, questions: Hashes, keys: Hashes) -> tuple[Hashes, NDArray[np.bool_]]:
-        """What keeps rows on one side: their question, or the whole row where that is common; and where it is."""
-        is_common = np.isin(questions, self._common)
-        return np.where(is_common, keys, questions), is_common
-
-    def _keep_labels(self, share: int) -> None:
+    def _keep_labels(self, share: int, groups: Groups) -> None:
         """Move the last group of a label that train would lack back into train, as `split` does."""
         sets = list(self._scan.label_sets)
         counts = np.zeros((2, len(sets)), np.int64)
@@ -173,32 +161,34 @@ class Division:
                 with_label.setdefault(label, []).append(number)
         lacking = {label: numbers for label, numbers in with_label.items() if not counts[1][numbers].any()}
         if lacking:
-            self._move_to_train(share, lacking)
+            self._move_to_train(share, groups, lacking)
 
-    def _move_to_train(self, share: int, lacking: dict[str, list[int]]) -> None:
+    def _move_to_train(self, share: int, groups: Groups, lacking: dict[str, list[int]]) -> None:
         wanted = sorted({number for numbers in lacking.values() for number in numbers})
         parts: list[tuple[NDArray[Any], ...]] = []
-        for start, (file_of, numbers, questions, keys) in self._scan.blocks("file_of", "labels", "question", "key"):
-            is_here = (self._share_of_file[file_of] == share) & np.isin(numbers, wanted)
-            mine = np.flatnonzero(is_here & (self.side_of[start : start + len(numbers)] != LEFT_OUT))
-            parts.append((start + mine, numbers[mine], *self._groups(questions[mine], keys[mine])))
-        rows, numbers, groups, is_common = (np.concatenate(part) for part in zip(*parts, strict=True))
-        names = [
-            content_key(example) if whole else normalise(question_of(example))
-            for whole, example in zip(is_common.tolist(), self._scan.examples(rows), strict=True)
-        ]
+        for start, shares, of in groups.blocks():
+            numbers = self._scan.take("labels", np.arange(start, start + len(of)))
+            is_here = (shares == share) & np.isin(numbers, wanted)
+            mine = np.flatnonzero(is_here & (self.side_of[start : start + len(of)] != LEFT_OUT))
+            parts.append((start + mine, numbers[mine], of[mine]))
+        rows, numbers, of_row = (np.concatenate(part) for part in zip(*parts, strict=True))
+        names = groups.names(share, rows, of_row)
         sides, moved = self.side_of[rows], []
         for _, sets in sorted(lacking.items()):
             holders = np.flatnonzero(np.isin(numbers, sets))
             if (sides[holders] == TRAIN).any():
                 continue  # it came with a group that was moved for another label
             _, _, last = min((int(sides[holder]), names[holder], holder) for holder in holders.tolist())
-            moved.append(groups[last])
-            sides[groups == groups[last]] = TRAIN
-        for start, (file_of, questions, keys) in self._scan.blocks("file_of", "question", "key"):
-            is_moved = np.isin(self._groups(questions, keys)[0], np.asarray(moved, np.uint64))
-            part = self.side_of[start : start + len(is_moved)]
-            part[is_moved & (self._share_of_file[file_of] == share) & (part != LEFT_OUT)] = TRAIN
+            moved.append(int(of_row[last]))
+            sides[of_row == of_row[last]] = TRAIN
+        self._put(share, groups, moved, TRAIN)
+
+    def _put(self, share: int, groups: Groups, moved: Sequence[int], side: int) -> None:
+        """Give the rows of some groups another side."""
+        wanted = np.asarray(moved, np.uint64)
+        for start, shares, of in groups.blocks():
+            part = self.side_of[start : start + len(of)]
+            part[np.isin(of, wanted) & (shares == share) & (part != LEFT_OUT)] = side
 
 
 def _shares(settings: DataSettings) -> tuple[float, float]:

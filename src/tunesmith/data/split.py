@@ -7,13 +7,17 @@ stay together.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tunesmith.core.errors import UserError, suggest
 from tunesmith.core.records import Example
 from tunesmith.data.labels import labels_in
+
+_Group = TypeVar("_Group", tuple[float, str], int)
+"""Groups of which the smaller has the smaller place."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,13 @@ def split(
     groups: dict[str, list[int]] = defaultdict(list)
     for i, group in enumerate(_groups(examples, keys, group_by)):
         groups[group].append(i)
-    places = sorted((unit_hash(group, seed), group) for group in groups)
-    sides: dict[str, str] = {}
-    for place, group in places:
-        sides[group] = "test" if place < test else "validation" if place < test + validation else "train"
-    _fill_empty(sides, [group for _, group in places], validation=validation, test=test)
+    by_side: dict[str, list[tuple[float, str]]] = {"train": [], "validation": [], "test": []}
+    for place, group in sorted((unit_hash(group, seed), group) for group in groups):
+        side = "test" if place < test else "validation" if place < test + validation else "train"
+        by_side[side].append((place, group))
+    sides = {group: side for side, placed in by_side.items() for _, group in placed}
+    counts = {side: len(placed) for side, placed in by_side.items()}
+    sides |= {group: side for (_, group), side in to_empty_sides(by_side, counts, validation, test).items()}
     _keep_labels(sides, groups, examples)
     chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for group, members in groups.items():
@@ -60,18 +66,58 @@ def unit_hash(text: str, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
+def group_name(example: Example, column: str) -> str:
+    """The name of the group that a row's column says; "" where it says none."""
+    value = example.fields.get(column)
+    return f"group {value}" if value not in (None, "") else ""
+
+
+def row_name(key: str) -> str:
+    """The name, where there are groups, of what keeps rows without one together."""
+    return f"row {key}"
+
+
+def refuse_column(examples: Sequence[Example], column: str) -> UserError:
+    """What to say where none of these rows has the column that groups them."""
+    known = sorted({name for example in examples[:100] for name in example.fields})
+    hint = suggest(column, known).sentence()
+    return UserError(
+        f'no row has the column "{column}" of `data.split.group_by`;',
+        code="unknown_column",
+        remedy=hint or f"there are: {', '.join(known) or 'no other columns'}.",
+    )
+
+
+def to_empty_sides(
+    first: Mapping[str, Sequence[_Group]], counts: Mapping[str, int], validation: float, test: float
+) -> dict[_Group, str]:
+    """Groups that empty sides get, one each: train before validation before test.
+
+    `first` are each side's first groups in the order of their places, as many as there are sides or more; `counts` are
+    all groups of each side.
+    """
+    wanted = [side for side, share in (("train", 1.0), ("validation", validation), ("test", test)) if share > 0]
+    left, number = {side: list(first[side][: len(counts)]) for side in counts}, dict(counts)
+    moved: dict[_Group, str] = {}
+    for side in wanted[: sum(counts.values())]:
+        if number[side]:
+            continue
+        in_order = sorted((name for name in number if number[name]), key=lambda name: left[name][0])
+        donor = max((name for name in in_order if number[name] > 1), key=lambda name: number[name], default="")
+        donor = donor or next((name for name in ("test", "validation") if number[name]), "")
+        if donor:
+            left[side].append(left[donor].pop(0))
+            moved[left[side][0]] = side
+            number[donor], number[side] = number[donor] - 1, 1
+    return moved
+
+
 def _groups(examples: Sequence[Example], keys: Sequence[str], column: str) -> list[str]:
     """Each row's group; rows with equal contents join their groups."""
     if not column:
         return list(keys)
     if not any(column in example.fields for example in examples):
-        known = sorted({name for example in examples[:100] for name in example.fields})
-        hint = suggest(column, known).sentence()
-        raise UserError(
-            f'no row has the column "{column}" of `data.split.group_by`;',
-            code="unknown_column",
-            remedy=hint or f"there are: {', '.join(known) or 'no other columns'}.",
-        )
+        raise refuse_column(examples, column)
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -82,28 +128,12 @@ def _groups(examples: Sequence[Example], keys: Sequence[str], column: str) -> li
 
     names = []
     for example, key in zip(examples, keys, strict=True):
-        value = example.fields.get(column)
-        name = f"group {value}" if value not in (None, "") else f"row {key}"
-        a, b = root(name), root(f"row {key}")
+        name = group_name(example, column) or row_name(key)
+        a, b = root(name), root(row_name(key))
         low, high = sorted((a, b))  # the smaller name wins, so the order of the rows does not matter
         parent[high] = low
         names.append(name)
     return [root(name) for name in names]
-
-
-def _fill_empty(sides: dict[str, str], places: Sequence[str], *, validation: float, test: float) -> None:
-    """Give an empty side one group: train before validation before test."""
-    wanted = [side for side, share in (("train", 1.0), ("validation", validation), ("test", test)) if share > 0]
-    for side in wanted[: len(places)]:
-        if side in sides.values():
-            continue
-        counts = Counter(sides.values())
-        donor = max((name for name in counts if counts[name] > 1), key=lambda name: counts[name], default="")
-        if not donor:
-            donor = next((name for name in ("test", "validation") if counts[name]), "")
-        group = next((name for name in places if sides[name] == donor), None)
-        if group is not None:
-            sides[group] = side
 
 
 def _keep_labels(sides: dict[str, str], groups: dict[str, list[int]], examples: Sequence[Example]) -> None:
