@@ -2,12 +2,15 @@
 #   make demo    the whole circle on the built-in model and manual, offline, in minutes
 #   make test    the test suite          make check   ruff, mypy, the rules of the tree
 #   make docs    the reference pages     make matrix  what works with what, tried
-#                                        make bench   speed against peers (about two hours)
+#                                        make bench   speed against peers (about two hours);
+#                                                     RESULTS=benchmarks/results/NAME for another kind of machine
 
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3))
 JOBS ?= 2
 # Any encoder for the benchmark of frozen features: a name, or a folder where there is no network.
 ENCODER ?= sentence-transformers/all-MiniLM-L6-v2
+# Where `make bench` keeps what it measured.
+RESULTS ?= benchmarks/results
 VENV := .venv
 BIN := $(VENV)/bin
 PEER := $(VENV)-peer
@@ -36,6 +39,7 @@ matrix: $(VENV)/.has-dev
 	cd tests && ../$(BIN)/python -m contracts.matrix
 	cd tests && ../$(BIN)/python -m contracts.packing
 
+bench: export RESULTS := $(RESULTS)
 bench: $(VENV)/.has-client $(PEER)/.has-peers
 	$(BIN)/python benchmarks/train_speed.py --peer-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/encoder_speed.py

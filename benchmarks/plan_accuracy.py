@@ -19,9 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from side_by_side import keep, machine
+from side_by_side import RESULTS, keep, machine
 
-RESULTS = Path(__file__).parent / "results"
 DECODER = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 16000}
 WIDE = {**DECODER, "intermediate_size": 1408, "num_key_value_heads": 4, "max_position_embeddings": 2048}
 ENCODER = {**DECODER, "intermediate_size": 2048, "max_position_embeddings": 514, "vocab_size": 30000}

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+RESULTS = Path(os.environ.get("RESULTS", HERE / "results")).resolve()
+"""Where results are kept: a machine of another kind has a folder of its own."""
 LATEST = "latest.json"
 
 
@@ -128,14 +129,15 @@ def machine(num_threads: int) -> str:
     return f"{datetime.now(UTC):%Y-%m-%d} · {name}, {num_threads} threads, {versions}"
 
 
-def matrix_peak(size: int = 2048, seconds: float = 1.0) -> float:
-    """FLOP/s of the machine's bf16 matrix product, the best of many."""
+def matrix_peak(precision: str, size: int = 2048, seconds: float = 1.0) -> float:
+    """FLOP/s of the machine's matrix product in the precision that a run computed in, the best of many."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         size *= 4
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, begun = float("inf"), time.perf_counter()
     with torch.inference_mode():
         a @ b

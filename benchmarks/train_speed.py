@@ -73,6 +73,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 BF16_WEIGHTS = {"model_init_kwargs": {"dtype": "bfloat16"}}
 NO_RECOMPUTATION = {"gradient_checkpointing": False}
+FP32 = {"bf16": False, **NO_RECOMPUTATION}
+"""What a processor that has no bf16 products is better off with; TRL's default is bf16 everywhere."""
 DEFAULTS = "batch 8, its defaults"
 
 # TRL 1.x computes its loss in chunks, without whole logits, in every setting.
@@ -81,7 +83,14 @@ PEERS: dict[str, dict[str, Any]] = {
     "batch 8, bf16 weights": {"per_device_train_batch_size": "step", **BF16_WEIGHTS, **NO_RECOMPUTATION},
     "batch 1 x 8": {"gradient_accumulation_steps": "step", **NO_RECOMPUTATION},
     "batch 1 x 8, bf16 weights": {"gradient_accumulation_steps": "step", **BF16_WEIGHTS, **NO_RECOMPUTATION},
-    "batch 1 x 8, fp32 throughout": {"gradient_accumulation_steps": "step", **NO_RECOMPUTATION, "bf16": False},
+    "batch 1 x 8, fp32 throughout": {"gradient_accumulation_steps": "step", **FP32},
+    "batch 8, fp32 throughout": {"per_device_train_batch_size": "step", **FP32},
+    "padding-free, fp32 throughout": {
+        "per_device_train_batch_size": "step",
+        "padding_free": True,
+        "max_length": None,
+        **FP32,
+    },
     "batch 8 by length, bf16 weights": {
         "per_device_train_batch_size": "step",
         "train_sampling_strategy": "group_by_length",
@@ -124,7 +133,12 @@ PEERS: dict[str, dict[str, Any]] = {
         **NO_RECOMPUTATION,
     },
 }
-MASTER_WEIGHTS = frozenset({DEFAULTS, "batch 1 x 8", "batch 1 x 8, fp32 throughout", "padding-free"})
+MASTER_WEIGHTS = frozenset(
+    {
+        *(DEFAULTS, "batch 1 x 8", "padding-free"),
+        *("batch 1 x 8, fp32 throughout", "batch 8, fp32 throughout", "padding-free, fp32 throughout"),
+    }
+)
 """Settings whose weights are fp32: what full training is fairly compared with, since ours are."""
 ON_CPU = tuple(name for name in PEERS if not name.startswith("Liger"))
 
@@ -230,7 +244,8 @@ def compare(benchmark: str, method: str, sides: list[Side]) -> list[dict[str, An
             peak / 1e12,
             achieved / peak,
             ours,
-            "TFLOP/s of the model against those of the machine's own bf16 matrix product, in the same process",
+            f"TFLOP/s of the model against those of the machine's own {ours.rounds[0]['precision']} matrix product, "
+            "in the same process",
         ),
     ]
 
@@ -246,7 +261,8 @@ def report(groups: dict[str, list[Side]], size: dict[str, float], where_from: st
         f"learnt. About {options.rows_per_step} rows per optimiser step on both sides; LoRA of rank 16 on all "
         f"matrices; full training with fp32 master weights on both sides. Median of {options.rounds} rounds. `ratio` "
         f"is Tunesmith's tokens/s over this line's. Share of peak: FLOPs that the model needs (attention causal, head "
-        f"at labels only) over what the machine's bf16 matrix product does in the same process.",
+        f"at labels only) over what the machine's matrix product does in the same process, in the precision that "
+        f"Tunesmith chose.",
     ]
     for method, sides in groups.items():
         ours = sides[0]
