@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from made_training import make_learner, make_rows
 from tunesmith.core.plugins import build
 from tunesmith.kernels.activation_cache import FrozenBlocks, replaying
 from tunesmith.kernels.compiled_blocks import (
-    CACHE,
     CannotCompileError,
     CompiledBlocks,
     calls_of,
-    keep_compiled_in,
     kind_of,
     why_not_compiled,
 )
@@ -162,6 +156,7 @@ def test_a_block_that_cannot_be_traced_says_so():
 def test_a_fault_of_the_model_itself_is_not_taken_for_one_of_the_compiler():
     assert why_not_compiled(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) == ""
     assert why_not_compiled(torch._dynamo.exc.Unsupported("Graph break\nmore")) == "torch.compile: Graph break"
+    assert why_not_compiled(ImportError("x.so: file too short")) == "torch.compile: x.so: file too short"
 
 
 def test_blocks_of_other_settings_are_of_other_kinds():
@@ -171,15 +166,3 @@ def test_blocks_of_other_settings_are_of_other_kinds():
     third.self_attn.sliding_window = 8
     second.mlp.up_proj.weight.requires_grad_(False)
     assert len({kind_of(block) for block in (first, second, third)}) == 3
-
-
-def test_compiled_code_is_kept_in_our_folder_or_the_users_but_not_in_pytorchs(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv(CACHE, str(tmp_path / "named"))
-    keep_compiled_in(tmp_path / "ours")
-    assert cache_dir() == str(tmp_path / "named")
-    monkeypatch.delenv(CACHE)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    assert cache_dir() == os.environ[CACHE]  # PyTorch names its own there
-    assert os.environ[CACHE].startswith(str(tmp_path / "temporary"))
-    keep_compiled_in(tmp_path / "ours")
-    assert cache_dir() == str(tmp_path / "ours")

@@ -50,7 +50,7 @@ def publishing(
         remove_stale_drafts(target.parent, f"{target.name}.tmp-")
         draft, lock = _new_draft(target)
         yield draft
-        _seal(draft, sums)
+        seal(draft, sums)
         if is_replaced and target.exists():
             if _is_same(draft, target):
                 return
@@ -110,6 +110,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON file atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def seal(folder: Path, sums: Mapping[str, str] = {}) -> None:
+    """Sync every file of a folder, and write the manifest that `verify` compares them with."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files = {}
+    for name, path in _files(folder):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        files[name] = {"bytes": path.stat().st_size, "sha256": sums.get(name) or sha256(path)}
+    for one in {path.parent for _, path in _files(folder)}:
+        sync_folder(one)
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"format": 1, "files": files}, file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -260,21 +277,6 @@ def _is_removed(draft: Path) -> bool:
 
 def _is_same(draft: Path, target: Path) -> bool:
     return is_whole(target) and read_manifest(draft)["files"] == read_manifest(target)["files"]
-
-
-def _seal(draft: Path, sums: Mapping[str, str]) -> None:
-    files = {}
-    for name, path in _files(draft):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-        files[name] = {"bytes": path.stat().st_size, "sha256": sums.get(name) or sha256(path)}
-    for folder in {path.parent for _, path in _files(draft)}:
-        sync_folder(folder)
-    with (draft / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"format": 1, "files": files}, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(draft)
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:

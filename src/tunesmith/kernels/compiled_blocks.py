@@ -8,12 +8,10 @@ Only passes that make gradients are compiled; validation and answers take the bl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -25,7 +23,6 @@ MAX_KINDS = 4
 """Of blocks in one model (Gemma's local and global ones are two); of more kinds none is compiled."""
 OPTIONS: dict[str, Any] = {"fallback_random": True}
 """Random numbers as PyTorch draws them: inductor's own made BERT's block 13 % slower than plain (docs/log.md)."""
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
 USUAL_STANCE = "eager_on_recompile"
 """Of PyTorch: what would compile anew runs as it is."""
 
@@ -185,23 +182,10 @@ def why_not_compiled(fault: BaseException) -> str:
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler, OperatorIssue
 
     known = (TorchDynamoException, FailOnRecompileLimitHit, CppCompileError, InvalidCxxCompiler, OperatorIssue)
-    if not isinstance(fault, known):
+    if not isinstance(fault, (*known, OSError, ImportError)):  # the last two: what is compiled cannot be kept or loaded
         return ""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return f"torch.compile: {lines[0][:120]}" if lines else f"torch.compile: {type(fault).__name__}"
-
-
-def keep_compiled_in(folder: Path) -> None:
-    """Where compiled code is kept between runs, unless the user has named a folder (TORCHINDUCTOR_CACHE_DIR).
-
-    PyTorch names its own, which is lost when the machine starts anew, in that variable when parts of it are imported.
-    """
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    if os.environ.get(CACHE, "") in ("", str(Path(default_cache_dir()).absolute())):
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            os.environ[CACHE] = str(folder)
 
 
 def _own_code(function: Any) -> Any:

@@ -28,7 +28,6 @@ from tunesmith.kernels.compiled_blocks import (
     CannotCompileError,
     CompiledBlocks,
     calls_of,
-    keep_compiled_in,
     kind_of,
 )
 from tunesmith.models.anatomy import blocks, encoder_blocks
@@ -36,6 +35,7 @@ from tunesmith.models.rates import cache_file, compiler, measured
 from tunesmith.objectives.base import Batch
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.choices import Choice, decided
+from tunesmith.training.compiled_cache import compiled_kept_in
 from tunesmith.training.learner import Learner
 from tunesmith.training.recompute import RandomState
 
@@ -168,7 +168,6 @@ class Compiling:
         learner = self.learner
         if self.is_joint:
             raise CannotCompileError("several tasks share the blocks")
-        keep_compiled_in(cache_file().parent / "compiled")
         random = RandomState()
         learner.method.set_training(learner.model)
         try:
@@ -179,20 +178,27 @@ class Compiling:
             if not calls or len(calls) > MAX_KINDS:
                 raise CannotCompileError(f"blocks are of {len(calls)} kinds")
             self.emit(Progress(STEP, 0, 1, "compiling a block"))
-            try:
-                self.compiled = CompiledBlocks(self.blocks)
-            except RuntimeError as fault:
-                raise CannotCompileError(f"torch.compile: {str(fault).splitlines()[0]}") from fault
-            self.compiled.warm(calls)
-            if not all(self.compiled.fits(call) for other in others for call in other):
-                raise CannotCompileError("other lengths would be compiled anew")
+            with compiled_kept_in(cache_file().parent / "compiled"):
+                self.compiled = self._compiled_for(calls, [call for other in others for call in other])
             self.emit(Progress(STEP, 1, 1, "compiling a block"))
-        except CannotCompileError:
-            self._drop()
-            raise
         finally:
             random.restore()
         return self.compiled, calls
+
+    def _compiled_for(self, calls: Sequence[Call], others: Sequence[Call]) -> CompiledBlocks:
+        """The blocks, compiled for these calls, which must do for the others."""
+        try:
+            compiled = CompiledBlocks(self.blocks)
+        except RuntimeError as fault:
+            raise CannotCompileError(f"torch.compile: {str(fault).splitlines()[0]}") from fault
+        try:
+            compiled.warm(calls)
+            if not all(compiled.fits(call) for call in others):
+                raise CannotCompileError("other lengths would be compiled anew")
+        except CannotCompileError:
+            compiled.take_off()
+            raise
+        return compiled
 
     def _measure(self, batches: Sequence[Batch], known: Measured | None) -> Measured:
         started = time.perf_counter()
