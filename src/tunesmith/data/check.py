@@ -147,4 +147,4 @@ def _check_repeats(examples: Sequence[Example], findings: Findings) -> None:
         else:
             note_duplicate(findings, example.origin, earlier.origin)
     for i, (j, similarity) in near_repeats(kept, keys).items():
-        note_near_duplicate(findings, kept[i], kept[j], similarity)
+        note_near_duplicate(findings, kept[i].origin, kept[j].origin, similarity)

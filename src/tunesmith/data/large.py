@@ -76,7 +76,6 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
         UserError: As `load_data`.
         NotLarge: The rows must be held in memory.
     """
-    _refuse_what_needs_all(settings)
     files, readings = _readings(settings)
     own = [tuple(example for part in side for example in part.examples) for side in held]
     details = [part.details for side in held for part in side]
@@ -111,11 +110,6 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
         rare=tuple((label, where) for label, where in meta["rare"]),
         source_rows=meta["source_rows"],
     )
-
-
-def _refuse_what_needs_all(settings: DataSettings) -> None:
-    if settings.dedup == "near":
-        raise NotLarge("`data.dedup: near` compares all of them")
 
 
 def _readings(settings: DataSettings) -> tuple[tuple[str, ...], tuple[Reading, ...]]:
@@ -175,6 +169,8 @@ def _build(
     division = Division(scan)
     if settings.dedup != "none":
         division.leave_out_repeats(found)
+    if settings.dedup == "near":
+        division.leave_out_near_repeats(found, emit)
     division.divide()
     held_out = {side: np.concatenate([*division.rows(side)]) for side in (VALIDATION, TEST)}
     beside = [(*mine, *scan.examples(rows)) for mine, rows in zip(own, held_out.values(), strict=True)]

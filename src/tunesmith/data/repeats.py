@@ -113,7 +113,7 @@ def without_repeats(
         return kept, kept_keys
     repeats = near_repeats(kept, kept_keys)
     for i, (j, similarity) in repeats.items():
-        note_near_duplicate(findings, kept[i], kept[j], similarity)
+        note_near_duplicate(findings, kept[i].origin, kept[j].origin, similarity)
     rest = [i for i in range(len(kept)) if i not in repeats]
     return [kept[i] for i in rest], [kept_keys[i] for i in rest]
 
@@ -123,10 +123,27 @@ def note_duplicate(findings: Findings, origin: Origin, earlier: Origin) -> None:
     findings.add("warning", "duplicate", origin, f"of {_place(earlier, origin)}", "data.dedup=exact")
 
 
-def note_near_duplicate(findings: Findings, example: Example, earlier: Example, similarity: float) -> None:
+def note_near_duplicate(findings: Findings, origin: Origin, earlier: Origin, similarity: float) -> None:
     """One row that says nearly what an earlier one says."""
-    message = f"of {_place(earlier.origin, example.origin)}, Jaccard {similarity:.2f}"
-    findings.add("warning", "near_duplicate", example.origin, message, "data.dedup=near")
+    message = f"of {_place(earlier, origin)}, Jaccard {similarity:.2f}"
+    findings.add("warning", "near_duplicate", origin, message, "data.dedup=near")
+
+
+def class_of(example: Example) -> object:
+    """Equal for rows with the same classes, number or thumb; others are never near repetitions of each other."""
+    match example:
+        case NumberExample():
+            return example.value + 0.0  # -0.0 is 0.0
+        case RatedExample():
+            return example.is_good
+    return labels_in(example)
+
+
+def shingles_of(key: str) -> set[tuple[str, str, str]]:
+    """All three words that stand side by side in a content key; of fewer than three words one."""
+    words = key.split()
+    words += [""] * (3 - len(words))
+    return set(zip(words, words[1:], words[2:], strict=False))
 
 
 def near_repeats(examples: Sequence[Example], keys: Sequence[str]) -> dict[int, tuple[int, float]]:
@@ -243,16 +260,6 @@ def _nearest(
             common = len(mine & theirs)
             similarity = common / (size + their_size - common)
             is_better = best is None or (similarity, -j) > (best[1], -best[0])
-            if similarity >= NEAR and is_better and _same_class(examples[i], examples[j]):
+            if similarity >= NEAR and is_better and class_of(examples[i]) == class_of(examples[j]):
                 best = (j, similarity)
     return best
-
-
-def _same_class(a: Example, b: Example) -> bool:
-    if labels := labels_in(a):
-        return labels == labels_in(b)
-    if isinstance(a, NumberExample) and isinstance(b, NumberExample):
-        return a.value == b.value
-    if isinstance(a, RatedExample) and isinstance(b, RatedExample):
-        return a.is_good == b.is_good
-    return True

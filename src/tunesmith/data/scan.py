@@ -24,7 +24,7 @@ from tunesmith.core.records import Example, Origin
 from tunesmith.data.findings import Findings
 from tunesmith.data.labels import labels_in
 from tunesmith.data.lines import Fault, RawRow
-from tunesmith.data.repeats import answer_of, joined_key, normalise, question_of
+from tunesmith.data.repeats import answer_of, class_of, joined_key, normalise, question_of, shingles_of
 from tunesmith.data.rows import file_rows, is_json_lines, placed_rows
 from tunesmith.data.split import group_name, row_name
 from tunesmith.data.spool import NAME, NotLarge, Spool
@@ -44,7 +44,7 @@ PLACES = {"file_of": "u2", "offset": "i8", "line": "u4"}
 DRAWS = ("limit", "shots")
 """What chooses rows by a hash of their contents, where it is wished for."""
 COLUMNS = {**PLACES, "question": "u8", "key": "u8", "other": "u8", "labels": "i4", "digest": "V32"}
-WISHED = {**dict.fromkeys(DRAWS, "u8"), "group": "u8"}
+WISHED = {**dict.fromkeys(DRAWS, "u8"), "group": "u8", "size": "u4", "kind": "i8", "shingles": "i8"}
 """Columns that are kept where they are wished for."""
 NO_COLUMN, NO_GROUP = 0, 1
 """In "group": rows without the column of `data.split.group_by`, and with nothing in it."""
@@ -64,17 +64,20 @@ class Wishes:
     draws: tuple[str, ...] = ()
     """Of `DRAWS`."""
     group_by: str = ""
+    is_near: bool = False
+    """Whether rows are compared by their shingles."""
 
     @classmethod
     def of(cls, settings: DataSettings, seed: int) -> Wishes:
         """Those of a recipe with this seed."""
         split_seed = seed if settings.split.seed == "recipe" else settings.split.seed
         draws = tuple(name for name in DRAWS if getattr(settings, name))
-        return cls(split_seed, seed, draws, settings.split.group_by)
+        return cls(split_seed, seed, draws, settings.split.group_by, settings.dedup == "near")
 
     def columns(self) -> list[str]:
         """The names of all columns that are kept."""
-        return [*COLUMNS, *self.draws, *(["group"] if self.group_by else [])]
+        near = ["size", "kind", "shingles"] if self.is_near else []
+        return [*COLUMNS, *self.draws, *(["group"] if self.group_by else []), *near]
 
 
 class Scan:
@@ -84,6 +87,8 @@ class Scan:
     rows are the same where both are. labels: the number of the row's set of classes. digest: SHA-256 of its canonical
     form. limit, shots: by what `data.limit` and `data.shots` choose, where they do. group: the hash of its group's name
     where there are groups; then question and key are hashes of the names that rows without a group have (`split.py`).
+    size, kind: how many shingles a row has, and a hash of what must not differ in near repetitions, where those are
+    sought; the shingles, as hashes, stand one row after another in a file of their own.
     """
 
     def __init__(self, folder: Path, files: Sequence[str], readings: Sequence[Reading], wishes: Wishes) -> None:
@@ -94,7 +99,8 @@ class Scan:
         """Each source's first usable row."""
         self.spool = folder / NAME
         self._spool = None if all(is_json_lines(Path(file)) for file in files) else Spool(self.spool)
-        self._folder = folder
+        self.folder = folder
+        self.shingles = self._path("shingles")
         self._waiting = {name: array(_TYPES[_KINDS[name]]) for name in wishes.columns()}
         self._num_rows = 0
 
@@ -128,11 +134,16 @@ class Scan:
             waiting[draw].append(hash_of(f"{draw} {key}", self.wishes.draw_seed))
         if self.wishes.group_by:
             waiting["group"].append(self._group_hash(example))
+        if self.wishes.is_near:
+            shingles = shingles_of(key)
+            waiting["size"].append(len(shingles))
+            waiting["kind"].append(hash(repr(class_of(example))))  # Python's own hashes are the same within a process
+            waiting["shingles"].extend(map(hash, shingles))
         if len(self.label_sets) > MAX_LABEL_SETS:
             raise NotLarge(f"there are more than {MAX_LABEL_SETS:,} different sets of classes")
         self.firsts.setdefault(self.readings[file].source_name, self._num_rows)
         self._num_rows += 1
-        if self._num_rows % BLOCK == 0:
+        if self._num_rows % BLOCK == 0 or (self.wishes.is_near and len(waiting["shingles"]) > 8 * BLOCK):
             self.flush()
 
     def name_hash(self, text: str) -> int:
@@ -199,7 +210,7 @@ class Scan:
         return np.fromfile(self._path(name), kind, BLOCK, offset=start * kind.itemsize)
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"scan.{name}"
+        return self.folder / f"scan.{name}"
 
 
 def hash_of(text: str, seed: int | str) -> int:

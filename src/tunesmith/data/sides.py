@@ -6,16 +6,19 @@ of classes that the training side would lack, are looked at together.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.core.events import Emit
 from tunesmith.core.records import Example
 from tunesmith.data.findings import Findings
 from tunesmith.data.groups import LEFT_OUT, Groups
-from tunesmith.data.repeats import normalise, note_duplicate, note_leaks, question_of
+from tunesmith.data.near import near_repeats_on_disk
+from tunesmith.data.repeats import normalise, note_duplicate, note_leaks, note_near_duplicate, question_of
 from tunesmith.data.scan import BLOCK, Hashes, Rows, Scan
 from tunesmith.data.shots import note_few_shots
 from tunesmith.data.spool import NotLarge
@@ -53,6 +56,18 @@ class Division:
         origins = (self._scan.origins(rows[in_order]) for rows in (repeats, firsts))
         for origin, first in zip(*origins, strict=True):
             note_duplicate(found, origin, first)
+
+    def leave_out_near_repeats(self, found: Findings, emit: Emit) -> None:
+        """Leave out the rows that are nearly an earlier one; they are noted."""
+        repeats, earlier, similarities = array("q"), array("q"), array("d")
+        for repeat in near_repeats_on_disk(self._scan, self.side_of != LEFT_OUT, emit):
+            repeats.append(repeat.row)
+            earlier.append(repeat.earlier)
+            similarities.append(repeat.similarity)
+        self.side_of[np.asarray(repeats, np.int64)] = LEFT_OUT
+        origins = (self._scan.origins(np.asarray(rows, np.int64)) for rows in (repeats, earlier))
+        for origin, first, similarity in zip(*origins, similarities, strict=True):
+            note_near_duplicate(found, origin, first, similarity)
 
     def divide(self) -> None:
         """Give each row that is not left out its side.
