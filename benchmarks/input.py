@@ -18,14 +18,13 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import RESULTS, keep, machine
+from side_by_side import RESULTS, keep, machine, run_child
 
 ASSETS = Path(__file__).parent.parent / "src" / "tunesmith" / "assets"
 MAX_LENGTH = 512
@@ -151,8 +150,8 @@ def started(path: Path, cache: Path, workers: int = 0, count: int = 0) -> dict[s
     if workers:
         environment["TUNESMITH_TOKENISERS"] = str(workers)
     wish = ["--start-of", str(path), *(["--rows", str(count)] if count else [])]
-    done = subprocess.run([sys.executable, __file__, *wish], env=environment, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    printed = run_child([sys.executable, __file__, *wish], environment=environment)
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
 
 

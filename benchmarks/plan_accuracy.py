@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from side_by_side import RESULTS, keep, machine
+from side_by_side import RESULTS, keep, machine, run_child
 
 DECODER = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 16000}
 WIDE = {**DECODER, "intermediate_size": 1408, "num_key_value_heads": 4, "max_position_embeddings": 2048}
@@ -91,18 +91,11 @@ def compare(name: str, folder: Path) -> dict[str, float]:
     """The plan of a case, and what a training of it took."""
     recipe = write_case(name, folder)
     command = [sys.executable, "-m", "tunesmith"]
-    planned = subprocess.run(
-        [*command, "plan", str(recipe), "--json"], cwd=folder, check=True, capture_output=True, text=True
+    plan = json.loads(run_child([*command, "plan", str(recipe), "--json"], folder=folder))
+    measured = run_child(
+        [sys.executable, __file__, "--measure", *command[1:], "train", str(recipe), "--json"], folder=folder
     )
-    plan = json.loads(planned.stdout)
-    measured = subprocess.run(
-        [sys.executable, __file__, "--measure", *command[1:], "train", str(recipe), "--json"],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    peak, run = json.loads(measured.stdout.splitlines()[-1])
+    peak, run = json.loads(measured.splitlines()[-1])
     report = json.loads((folder / run / "report.json").read_text())["training"]
     return {
         "planned_bytes": plan["memory"]["resident_peak"],
@@ -113,7 +106,10 @@ def compare(name: str, folder: Path) -> dict[str, float]:
 
 
 def measure(words: list[str]) -> None:
-    """Run a command; print its peak resident memory in bytes and the run's folder."""
+    """Run a command; print its peak resident memory in bytes and the run's folder.
+
+    In a small process, as the system counts a parent's memory with its child's; `run_child` of the large one ends both.
+    """
     done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(json.dumps([peak, json.loads(done.stdout)["run"]]))

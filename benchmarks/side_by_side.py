@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -66,14 +68,44 @@ def run_side(side: Side, num_threads: int) -> dict[str, Any]:
     """One measurement in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
     task = json.dumps({**side.task, "num_threads": num_threads})
-    answer = subprocess.run(
-        [side.python, str(HERE / side.script), task], capture_output=True, text=True, check=False, env=environment
-    )
-    lines = [line for line in answer.stdout.splitlines() if line.startswith("RESULT ")]
+    printed = run_child([side.python, str(HERE / side.script), task], environment=environment)
+    lines = [line for line in printed.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        sys.exit(f"{side.title} failed:\n{answer.stderr[-3000:]}")
+        sys.exit(f"{side.title} printed no RESULT")
     result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
     return result
+
+
+def run_child(words: Sequence[str], *, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """What a command prints. It ends, with all that it has started, where this process is stopped meanwhile.
+
+    By default a process that SIGTERM ends leaves its children running, beside the next measurement. The child has a
+    process group of its own, so that Ctrl-C comes here alone.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    child = subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, said = child.communicate()
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
+    if child.returncode:
+        sys.exit(f"{' '.join(words)[:200]} failed:\n{said[-3000:]}")
+    return printed
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def best_of(sides: Sequence[Side]) -> Side:
