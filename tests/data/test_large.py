@@ -283,6 +283,28 @@ def test_groups_are_the_same(more: dict[str, Any], monkeypatch: pytest.MonkeyPat
             assert len({str(row.fields.get("who")) for row in held.train}) > 20
 
 
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.1), (0.45, 0.45), (0.1, 0.0), (0.0, 0.3)])
+def test_a_side_that_would_be_empty_gets_the_same_group(
+    validation: float, test: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "BLOCK", 3)
+    monkeypatch.setattr(sides, "BLOCK", 3)
+    monkeypatch.setattr(scan, "BUCKET", 2)
+    monkeypatch.setenv("TUNESMITH_ROW_CACHE_GIB", "0")
+    for number in (1, 2, 3, 5):
+        rows = [{"question": f"q {i}", "answer": f"a {i}"} for i in range(number)]
+        few = write("few.jsonl", rows)
+        source = write("groups.jsonl", [{**row, "who": i % 3} for i, row in enumerate(rows * 3)])
+        write("v.jsonl", [{"question": "new", "answer": "yes"}])
+        sources = [{"path": few, "validation": "v.jsonl"}, {"path": source, "test": "v.jsonl"}]
+        for seed in range(2):
+            split = {"validation": validation, "test": test, "seed": seed}
+            assert are_same(*both(monkeypatch, source=few, split=split))
+            assert are_same(*both(monkeypatch, source=sources, split=split))
+            grouped = {"dedup": "none", "split": {**split, "group_by": "who"}}
+            assert are_same(*both(monkeypatch, source=source, **grouped))
+
+
 def test_groups_of_several_sources_and_of_classes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = grouped(200, 4)
     write("v.jsonl", grouped(20, 5))
@@ -329,14 +351,11 @@ def test_rows_that_are_held_after_all_are_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(large, "LARGE_BYTES", 1)
     monkeypatch.setattr(scan, "MAX_LABEL_SETS", 1)
     write("rows.jsonl", [{"text": f"t {i}", "label": "ab"[i % 2]} for i in range(60)])
-    Path("few").mkdir(exist_ok=True)
-    write("few/few.jsonl", [{"question": f"q {i}", "answer": "a"} for i in range(4)])
-    for source, reason in (("rows.jsonl", "different sets of classes"), ("few", "a side")):
-        told: list[Event] = []
-        load_data(DataSettings(source=source), seed=1, emit=told.append)
-        warnings = [event for event in told if isinstance(event, Warning)]
-        assert [event.code for event in warnings] == ["rows_held"] and reason in warnings[0].message
-        assert f"{source} are" in warnings[0].message
+    told: list[Event] = []
+    load_data(DataSettings(source="rows.jsonl"), seed=1, emit=told.append)
+    (warning,) = [event for event in told if isinstance(event, Warning)]
+    assert warning.code == "rows_held"
+    assert "rows.jsonl are" in warning.message and "different sets of classes" in warning.message
 
 
 @pytest.mark.parametrize("more", [{}, {"limit": 30}, {"shots": 9, "limit": 5}, {"test": "w.jsonl"}])
@@ -411,9 +430,7 @@ def test_every_error_is_the_same(rows: list[Any], settings: dict[str, Any], monk
 
 
 def test_what_needs_all_rows_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = write("few.jsonl", [{"question": f"q {i}", "answer": "a"} for i in range(4)])
     monkeypatch.setattr(large, "LARGE_BYTES", 1)
-    assert not isinstance(load_data(DataSettings(source=few), seed=1).train, StoredExamples)  # a side would be empty
     monkeypatch.setattr(scan, "MAX_LABEL_SETS", 1)
     labelled = write("labels.jsonl", [{"text": f"t {i}", "label": "ab"[i % 2]} for i in range(50)])
     assert not isinstance(load_data(DataSettings(source=labelled), seed=1).train, StoredExamples)

@@ -21,6 +21,7 @@ from tunesmith.data.near import near_repeats_on_disk
 from tunesmith.data.repeats import normalise, note_duplicate, note_leaks, note_near_duplicate, question_of
 from tunesmith.data.scan import BLOCK, Hashes, Rows, Scan
 from tunesmith.data.shots import note_few_shots
+from tunesmith.data.split import to_empty_sides
 from tunesmith.data.spool import NotLarge
 from tunesmith.recipe import DataSettings
 
@@ -74,7 +75,7 @@ class Division:
 
         Raises:
             UserError: No row has the column `data.split.group_by`.
-            NotLarge: A side with a share would be empty; then `split` gives it a row.
+            NotLarge: There is none.
         """
         groups = Groups(self._scan, self.side_of, self._share_of_file)
         counts = np.zeros((len(self._shares), len(SIDES)), np.int64)
@@ -84,12 +85,11 @@ class Division:
             is_kept = sides != LEFT_OUT
             sides[is_kept] = wished[is_kept]
             np.add.at(counts, (share[is_kept], wished[is_kept]), 1)
-        for found, wanted in zip(counts, self._shares, strict=True):
-            if found.any() and not found[[TRAIN, *(side for side, share in enumerate(wanted, 1) if share)]].all():
-                raise NotLarge("there are so few that a side would be empty")
         if not counts.any():
             raise NotLarge("there are none")
-        for number in range(len(self._shares)):
+        for number, wanted in enumerate(self._shares):
+            if not counts[number][[TRAIN, *(side for side, share in enumerate(wanted, 1) if share)]].all():
+                self._fill_empty(number, groups)
             self._keep_labels(number, groups)
 
     def rows(self, side: int) -> Iterator[Rows]:
@@ -160,6 +160,20 @@ class Division:
         place = groups.astype(np.float64) / 2**64  # as `unit_hash`
         validation, test = np.asarray(self._shares)[shares].T
         return np.where(place < test, TEST, np.where(place < test + validation, VALIDATION, TRAIN))
+
+    def _fill_empty(self, share: int, groups: Groups) -> None:
+        """Give an empty side a group, as `split` does."""
+        first: dict[str, list[int]] = {name: [] for name in SIDES}
+        counts = dict.fromkeys(SIDES, 0)
+        for rows, shares, of in groups.buckets():
+            mine = np.unique(of[(shares == share) & (self.side_of[rows] != LEFT_OUT)])
+            wished = self._wished(np.full(len(mine), share), mine)
+            for side, name in enumerate(SIDES):
+                here = mine[wished == side]
+                counts[name] += len(here)
+                first[name] = sorted((*first[name], *here[: len(SIDES)].tolist()))[: len(SIDES)]
+        for group, name in to_empty_sides(first, counts, *self._shares[share]).items():
+            self._put(share, groups, [group], SIDES.index(name))
 
     def _keep_labels(self, share: int, groups: Groups) -> None:
         """Move the last group of a label that train would lack back into train, as `split` does."""
