@@ -363,7 +363,7 @@ def test_a_new_champion_that_cannot_be_served_leaves_the_old_one(
 
 
 def test_a_stopped_server_finishes_what_is_in_flight(home: Home) -> None:
-    running = start(home, ["red"])
+    running = start(home, ["red"], settings=ServerSettings(drain_seconds=200.0))  # whatever else the machine does
     client = running.client().with_options(max_retries=0)
     stream = client.chat.completions.create(**LONG, stream=True)
     chunks = [next(stream)]
