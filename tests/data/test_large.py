@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -20,6 +21,7 @@ from tunesmith.core.events import Event, Warning
 from tunesmith.data import json_stream, large, scan, sides
 from tunesmith.data import rows as readers
 from tunesmith.data import stored as on_disk
+from tunesmith.data.labels import labels_in
 from tunesmith.data.load import DataSet, load_data
 from tunesmith.data.stored import StoredExamples
 from tunesmith.recipe import DataSettings
@@ -397,6 +399,26 @@ def test_classes_are_kept_and_counted(split: dict[str, float], monkeypatch: pyte
         monkeypatch.setenv("TUNESMITH_ROW_CACHE_GIB", "0")
     many = [{"text": f"text {i}", "labels": [f"c{i % 3}", f"d{i % 2}"][: i % 3]} for i in range(60)]
     assert are_same(*both(monkeypatch, source=write("many.jsonl", many), split=split))
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("more", [{"shots": 1}, {"limit": 4}])
+def test_a_class_is_rare_by_its_rows_before_any_are_drawn(
+    more: dict[str, Any], several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": f"t {i} of it", "label": "abc"[i % 3]} for i in range(60)]
+    source: Any = write("rows.jsonl", rows[:50] if several else rows)
+    if several:
+        source = [{"path": source}, {"path": write("more.jsonl", rows[50:])}]
+    held, stored = both(monkeypatch, source=source, split={"validation": 0.0}, **more)
+    assert are_same(held, stored)
+    fewest = min(Counter(label for example in held.train for label in labels_in(example)).values())
+    assert fewest == (2 if several and "shots" in more else 1)
+    write("rows.jsonl", [{"text": "odd", "label": "z"}, *rows])
+    for smallest in (1, large.LARGE_BYTES):
+        monkeypatch.setattr(large, "LARGE_BYTES", smallest)
+        with pytest.raises(UserError, match='the label "z" occurs once'):
+            load_data(DataSettings(source="rows.jsonl", shots=1, split={"validation": 0.0}), seed=1)
 
 
 @pytest.mark.parametrize(

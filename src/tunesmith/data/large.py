@@ -57,8 +57,10 @@ class LargeSet:
     findings: tuple[Finding, ...]
     num_read: int
     num_left_out: dict[str, int]
+    label_rows: dict[str, int]
+    """How many rows each class has on the training side before any are drawn."""
     rare: tuple[tuple[str, str], ...]
-    """Classes of a single training row, with its place, in the order of the rows."""
+    """Classes of a single row of those, where it is trained, with its place, in the order of the rows."""
     source_rows: dict[str, int]
     """How many training rows each source has."""
 
@@ -107,6 +109,7 @@ def load_large(settings: DataSettings, held: Sequence[Sequence[Loaded]], seed: i
         findings=tuple(Finding(**one) for one in meta["findings"]),
         num_read=meta["num_read"],
         num_left_out=meta["num_left_out"],
+        label_rows=meta["whole_label_rows"],
         rare=tuple((label, where) for label, where in meta["rare"]),
         source_rows=meta["source_rows"],
     )
@@ -177,7 +180,7 @@ def _build(
     division.note_leaks((*beside[0], *beside[1]), found)
     num_kept, num_train = (int(np.count_nonzero(of)) for of in (division.side_of >= TRAIN, division.side_of == TRAIN))
     left_out = {"faults": scan.num_read - len(scan), "duplicates": len(scan) - num_kept, "shots": 0}
-    train = partial(division.rows, TRAIN)
+    whole = train = partial(division.rows, TRAIN)
     if settings.shots:
         drawn = division.shots(settings.shots, found)
         left_out["shots"], num_train = num_train - len(drawn), len(drawn)
@@ -193,7 +196,7 @@ def _build(
         "num_read": scan.num_read,
         "num_left_out": left_out,
         "findings": [asdict(one) for one in found.all()],
-        **_counts(scan, train),
+        **_counts(scan, whole, train),
     }
     (draft / META).write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -207,21 +210,38 @@ def _write(draft: Path, name: str, scan: Scan, parts: Iterable[Rows]) -> None:
                 scan.take(column, rows).tofile(file)
 
 
-def _counts(scan: Scan, train: Callable[[], Iterator[Rows]]) -> dict[str, object]:
-    """The sum of the training rows; how many each class and each source has; classes of one row, with its place."""
-    digest, sets = hashlib.sha256(), list(scan.label_sets)
-    rows_of_set, rows_of_file = np.zeros(len(sets), np.int64), np.zeros(len(scan.files), np.int64)
+def _counts(scan: Scan, whole: Callable[[], Iterator[Rows]], train: Callable[[], Iterator[Rows]]) -> dict[str, object]:
+    """The sum of the training rows; how many each class and each source has; classes rare before any are drawn."""
+    digest, rows_of_file = hashlib.sha256(), np.zeros(len(scan.files), np.int64)
     for rows in train():
         digest.update(scan.take("digest", rows).tobytes())
-        rows_of_set += np.bincount(scan.take("labels", rows), minlength=len(sets))
         rows_of_file += np.bincount(scan.take("file_of", rows), minlength=len(rows_of_file))
     source_rows: Counter[str] = Counter()
     for reading, count in zip(scan.readings, rows_of_file.tolist(), strict=True):
         source_rows[reading.source_name] += count
+    of_all = _label_rows(scan, whole())
+    return {
+        "sha256": digest.hexdigest(),
+        "label_rows": _label_rows(scan, train()),
+        "whole_label_rows": of_all,
+        "rare": _rare(scan, train, {label for label, count in of_all.items() if count == 1}),
+        "source_rows": source_rows,
+    }
+
+
+def _label_rows(scan: Scan, parts: Iterable[Rows]) -> Counter[str]:
+    rows_of_set = np.zeros(len(scan.label_sets), np.int64)
+    for rows in parts:
+        rows_of_set += np.bincount(scan.take("labels", rows), minlength=len(rows_of_set))
     label_rows: Counter[str] = Counter()
-    for labels, count in zip(sets, rows_of_set.tolist(), strict=True):
+    for labels, count in zip(scan.label_sets, rows_of_set.tolist(), strict=True):
         label_rows.update(dict.fromkeys(labels, count) if count else {})
-    single = {label for label, count in label_rows.items() if count == 1}
+    return label_rows
+
+
+def _rare(scan: Scan, train: Callable[[], Iterator[Rows]], single: set[str]) -> list[tuple[str, str]]:
+    """These classes with the places of their rows, in the order of the rows."""
+    sets = list(scan.label_sets)
     wanted = [number for number, labels in enumerate(sets) if single & set(labels)]
     rare: list[tuple[str, str]] = []
     for rows in train() if wanted else ():
@@ -229,7 +249,7 @@ def _counts(scan: Scan, train: Callable[[], Iterator[Rows]]) -> dict[str, object
         mine = np.flatnonzero(np.isin(numbers, wanted))
         for number, origin in zip(numbers[mine].tolist(), scan.origins(rows[mine]), strict=True):
             rare += [(label, str(origin)) for label in sets[number] if label in single]
-    return {"sha256": digest.hexdigest(), "label_rows": label_rows, "rare": rare, "source_rows": source_rows}
+    return rare
 
 
 def _opened(folder: Path, name: str) -> Places:

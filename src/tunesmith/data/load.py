@@ -122,7 +122,7 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
     )
     train = [examples[i] for i in sides.train]
     note_leaks(train, (*validation, *test), found)
-    num_whole = len(train)
+    num_whole, learnable = len(train), _label_counts(train)
     if settings.shots:
         train = draw_shots(train, settings.shots, seed, found)
     left_out = {"faults": num_faults, "duplicates": num_found - len(examples), "shots": num_whole - len(train)}
@@ -134,7 +134,7 @@ def load_data(settings: DataSettings, *, seed: int, emit: Emit = silent) -> Data
         validation=validation,
         test=test,
         findings=found.all(),
-        labels=_labels(train, validation, test),
+        labels=_labels(train, validation, test, learnable),
         format_name=loaded[0].format_name,
         num_read=sum(part.num_read for part in everything),
         num_left_out={reason: number for reason, number in left_out.items() if number},
@@ -218,7 +218,7 @@ def _labels_of_large(large: LargeSet) -> tuple[str, ...]:
     held_out = (*large.validation, *large.test)
     if isinstance(large.train[0], MultiLabelExample | TagExample):
         return learnt_labels(large.train.label_counts, held_out)
-    total = Counter(large.train.label_counts) + Counter(e.label for e in held_out if isinstance(e, LabelExample))
+    total = Counter(large.label_rows) + _label_counts(held_out)
     for label, where in large.rare:
         if total[label] == 1:
             raise _rare_label(label, where)
@@ -295,17 +295,23 @@ def _togetherness(examples: Sequence[Example], keys: Sequence[str]) -> list[str]
     return [question if counts[question] <= most else key for question, key in zip(questions, keys, strict=True)]
 
 
-def _labels(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> tuple[str, ...]:
-    """The class names, numbers in their order.
+def _labels(
+    train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example], learnable: Counter[str]
+) -> tuple[str, ...]:
+    """The class names, numbers in their order; `learnable` are the rows of each class before any were drawn.
 
     Raises:
         UserError: A label occurs once, or only outside the training rows.
     """
     if train and isinstance(train[0], MultiLabelExample | TagExample):
         return learnt_labels({label for example in train for label in labels_in(example)}, (*validation, *test))
-    learnt = Counter(e.label for e in train if isinstance(e, LabelExample))
-    total = learnt + Counter(e.label for e in (*validation, *test) if isinstance(e, LabelExample))
-    return _checked(learnt, total, (*train, *validation, *test))
+    total = learnable + _label_counts((*validation, *test))
+    return _checked(_label_counts(train), total, (*train, *validation, *test))
+
+
+def _label_counts(examples: Sequence[Example]) -> Counter[str]:
+    """How many rows each single class has."""
+    return Counter(example.label for example in examples if isinstance(example, LabelExample))
 
 
 def _rare_label(label: str, where: str) -> UserError:
@@ -353,7 +359,7 @@ def _load_prepared(settings: DataSettings, folder: Path, seed: int, emit: Emit) 
     found = Findings()
     note_leaks(sides["train"], (*sides["validation"], *sides["test"]), found)
     train = sides["train"]
-    left_out = {}
+    learnable, left_out = _label_counts(train), {}
     if settings.shots:
         train = tuple(draw_shots(train, settings.shots, seed, found))
         left_out["shots"] = len(sides["train"]) - len(train)
@@ -365,7 +371,7 @@ def _load_prepared(settings: DataSettings, folder: Path, seed: int, emit: Emit) 
         validation=sides["validation"],
         test=sides["test"],
         findings=found.all(),
-        labels=_labels(train, sides["validation"], sides["test"]),
+        labels=_labels(train, sides["validation"], sides["test"], learnable),
         format_name=card["format"],
         num_read=sum(len(examples) for examples in sides.values()),
         num_left_out=left_out,
