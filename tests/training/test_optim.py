@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.optim import learning_rate_at, make_optimizer, set_learning_rate
+from tunesmith.training.optim import learning_rate_at, make_optimizer, scale_and_clip, set_learning_rate
 
 
 def _rates(num_steps=100, **settings):
@@ -59,6 +59,14 @@ def test_a_factor_multiplies_the_rate_of_its_own_weights():
     )
     set_learning_rate(optimizer, 0.1)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.1, 0.4])
+
+
+@pytest.mark.parametrize(("max_norm", "left"), [(0.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (9.0, [3.0, 4.0])])
+def test_gradients_are_divided_by_their_weight_and_then_clipped(max_norm, left):
+    weight, idle = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.tensor([6.0, 8.0])
+    assert scale_and_clip([weight, idle], 2.0, max_norm).item() == 5.0
+    torch.testing.assert_close(weight.grad, torch.tensor(left))
 
 
 def _trainable(model):

@@ -36,7 +36,13 @@ from tunesmith.training.guard import stopping_on_signals
 from tunesmith.training.journal import STEP, Journal, Validation
 from tunesmith.training.learner import Learner
 from tunesmith.training.mixture import Mixture, Tally
-from tunesmith.training.optim import learning_rate_at, make_optimizer, optimizer_bytes, set_learning_rate
+from tunesmith.training.optim import (
+    learning_rate_at,
+    make_optimizer,
+    optimizer_bytes,
+    scale_and_clip,
+    set_learning_rate,
+)
 from tunesmith.training.order import Order, tokens_at_once
 from tunesmith.training.room import Room
 from tunesmith.training.step_batches import StepBatches
@@ -326,16 +332,12 @@ class Loop:
             learner.method.set_training(learner.model)
 
     def _scale_and_clip(self, weight: float) -> float:
-        """Divide the summed gradients by the step's weight and clip them: their norm before clipping."""
-        gradients = [parameter.grad for parameter in self.tensors.values() if parameter.grad is not None]
-        for gradient in gradients:
-            if self.accelerator.num_processes > 1:
-                gradient.copy_(self.accelerator.reduce(gradient))
-        torch._foreach_div_(gradients, weight)
-        norm = nn.utils.get_total_norm(gradients)
-        if self.settings.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self.tensors.values(), self.settings.max_grad_norm, norm)
-        return norm.item()
+        """Divide the summed gradients of all ranks by the step's weight and clip them: their norm before clipping."""
+        if self.accelerator.num_processes > 1:
+            for parameter in self.tensors.values():
+                if parameter.grad is not None:
+                    parameter.grad.copy_(self.accelerator.reduce(parameter.grad))
+        return scale_and_clip(self.tensors.values(), weight, self.settings.max_grad_norm).item()
 
     def _validate(self) -> None:
         state = self.state

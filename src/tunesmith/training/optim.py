@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.optimizers.base import Trained
 from tunesmith.recipe import TrainSettings
@@ -62,6 +62,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The step's learning rate, times each group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
+
+
+def scale_and_clip(tensors: Collection[Tensor], weight: float, max_norm: float) -> Tensor:
+    """Divide summed gradients by their weight and clip them (0: not): their norm before clipping."""
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    torch._foreach_div_(gradients, weight)
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(tensors, max_norm, norm)
+    return norm
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float, settings: TrainSettings) -> float:

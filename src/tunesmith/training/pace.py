@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-import torch
 from torch import nn
 
 from tunesmith.models.allocator import keep_freed_memory
@@ -21,7 +20,7 @@ from tunesmith.models.anatomy import hidden_matrices
 from tunesmith.objectives.base import Features
 from tunesmith.recipe import TrainSettings
 from tunesmith.training.learner import Learner
-from tunesmith.training.optim import make_optimizer, set_learning_rate
+from tunesmith.training.optim import make_optimizer, scale_and_clip, set_learning_rate
 from tunesmith.training.trace import Work
 
 OPTIMIZER_PASSES = 13
@@ -93,12 +92,10 @@ def _step_seconds(learner: Learner, rows: Sequence[Features], settings: TrainSet
     optimizer = make_optimizer(tensors, settings, is_hidden=lambda one: id(one) in hidden)
     set_learning_rate(optimizer, 0.0)
     learner.loss(learner.batch(rows))[0].backward()  # type: ignore[no-untyped-call]
-    gradients = [one.grad for one in tensors.values() if one.grad is not None]
     taken = []
     for _ in range(3):
         start = time.perf_counter()
-        torch._foreach_div_(gradients, 2.0)
-        nn.utils.clip_grads_with_norm_(tensors.values(), 1.0, nn.utils.get_total_norm(gradients))
+        scale_and_clip(tensors.values(), 2.0, settings.max_grad_norm)
         optimizer.step()
         nn.utils.get_total_norm(tensors.values())
         taken.append(time.perf_counter() - start)
