@@ -23,7 +23,7 @@ from tunesmith.core.events import Emit, Progress, silent
 from tunesmith.data.repeats import NEAR
 from tunesmith.data.scan import STEP, Hashes, Rows, Scan
 
-AT_ONCE = 2**20
+AT_ONCE = 2**19
 """Shingles that are in memory at once; those of compared rows take some 100 bytes each."""
 TABLE_BYTES = 2**27
 """A table of counts takes no more."""
@@ -223,11 +223,13 @@ class _Comparison:
         """The rows to be left out, each with the earlier row that is most like it, of equals the first."""
         for number, file in enumerate(self._files):
             self._emit(Progress(STEP, number, len(self._files), "comparing rows that are alike", "block"))
-            block = _Block(file)
-            nearest: dict[int, tuple[float, int]] = {}
-            if number:
-                self._with_earlier(block, self._files[:number], nearest)
-            yield from self._within(block, nearest)
+            yield from self._of_block(file, self._files[:number])  # nothing of a block outlives it
+
+    def _of_block(self, file: Path, earlier: list[Path]) -> Iterator[Repeat]:
+        block, nearest = _Block(file), dict[int, tuple[float, int]]()
+        if earlier:
+            self._with_earlier(block, earlier, nearest)
+        yield from self._within(block, nearest)
 
     def _with_earlier(self, block: _Block, files: list[Path], nearest: dict[int, tuple[float, int]]) -> None:
         holders = _lists()
@@ -235,7 +237,9 @@ class _Comparison:
             for rare in rarest:
                 holders[rare].append(place)
         wanted = np.unique(block.rare)
+        earlier = None
         for file in files:
+            del earlier  # before the next is in memory
             earlier = _Block(file)
             is_met = self._is_kept[earlier.rows][earlier.owners] & np.isin(earlier.rare, wanted)
             pairs = zip(earlier.owners[is_met].tolist(), earlier.rare[is_met].tolist(), strict=True)
