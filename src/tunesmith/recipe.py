@@ -31,6 +31,8 @@ from tunesmith.optimizers.base import Optimizer
 from tunesmith.prompting.base import Prompting
 
 MAX_RECIPE_BYTES = 1_000_000
+USUAL_VALIDATION, MOST_VALIDATION = 0.1, 1000
+"""Share and number of the rows that validate where the recipe says `auto`: the lesser of the two."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -92,14 +94,21 @@ class Temperature(Settings):
 class SplitSettings(Settings):
     """How rows are held out; rows named by `data.validation` or `data.test` are never split again."""
 
-    validation: Share = 0.1
-    """Share of the rows kept for validation while training."""
+    validation: Share | Literal["auto"] = "auto"
+    """Share of the rows kept for validation while training; `auto`: a tenth, of more than 10,000 rows about 1,000,
+    because they are scored again and again."""
     test: Share = 0.0
     """Share of the rows kept for the final scores."""
     group_by: str = ""
     """A column; rows with the same value stay on one side (a customer, a document)."""
     seed: NonNegativeInt | Literal["recipe"] = "recipe"
     """What decides who is held out; `recipe` is the recipe's seed. Runs that differ in their seed alone share this."""
+
+    def validation_share(self, num_rows: int) -> float:
+        """The share of so many rows that validates."""
+        if self.validation == "auto":
+            return min(USUAL_VALIDATION, MOST_VALIDATION / max(1, num_rows))
+        return self.validation
 
 
 class DataSettings(Settings):

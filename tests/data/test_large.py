@@ -388,6 +388,16 @@ def test_values_that_could_not_come_back_are_held(monkeypatch: pytest.MonkeyPatc
     assert not isinstance(held.train, StoredExamples) and held.train[0].fields["facts"][0][0] == "k"
 
 
+def test_as_many_rows_validate_as_of_rows_that_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.recipe.MOST_VALIDATION", 20)
+    source, other = write("rows.jsonl", chats(500)), write("other.jsonl", chats(90))
+    held, stored = both(monkeypatch, source=source, on_fault="skip")
+    assert are_same(held, stored)
+    assert 8 <= len(held.validation) <= 32  # of a tenth there would be 40
+    sources = [{"path": source}, {"path": other}]
+    assert are_same(*both(monkeypatch, source=sources, on_fault="skip", dedup="none", split={"test": 0.2}))
+
+
 @pytest.mark.parametrize("split", [{"validation": 0.1}, {"validation": 0.3, "test": 0.3}])
 def test_classes_are_kept_and_counted(split: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": f"text {i} of it", "label": f"c{i % 5}"} for i in range(90)]

@@ -55,6 +55,20 @@ def test_rows_are_split_by_share() -> None:
     assert data.format_name == "prompt_completion"
 
 
+def test_a_tenth_validates_and_of_many_rows_about_as_many_as_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SplitSettings().validation_share(10_000) == 0.1
+    assert SplitSettings().validation_share(1_000_000) == 0.001
+    assert SplitSettings(validation=0.3).validation_share(1_000_000) == 0.3
+    source = write("a.jsonl", questions(1000))
+    assert 70 <= len(load(source=source).validation) <= 130
+    monkeypatch.setattr("tunesmith.recipe.MOST_VALIDATION", 30)
+    fewer = load(source=source, split=SplitSettings(test=0.1))
+    assert 10 <= len(fewer.validation) <= 50
+    assert 70 <= len(fewer.test) <= 130
+    two = SourceSettings(path=source), SourceSettings(path=write("b.jsonl", questions(1000, start=1000)))
+    assert 10 <= len(load(source=two).validation) <= 50  # of all sources together
+
+
 def test_a_row_is_on_the_same_side_in_any_order_and_beside_other_rows() -> None:
     rows = questions(200)
     first = load(source=write("a.jsonl", rows))

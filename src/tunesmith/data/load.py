@@ -247,6 +247,7 @@ def _sides(
 ) -> Sides:
     """Who is held out; a source with a file of its own for a side gives no rows to that side."""
     share = settings.split
+    validation_share = share.validation_share(len(examples))
     together = _togetherness(examples, keys)
     groups: dict[tuple[float, float], list[int]] = {}
     sources = sources_of(settings)
@@ -254,7 +255,7 @@ def _sides(
     for i, example in enumerate(examples):
         source = of.get(example.source_name, sources[0])
         has = [getattr(settings, side) or getattr(source, side) for side in ("validation", "test")]
-        groups.setdefault((0.0 if has[0] else share.validation, 0.0 if has[1] else share.test), []).append(i)
+        groups.setdefault((0.0 if has[0] else validation_share, 0.0 if has[1] else share.test), []).append(i)
     chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for (validation, test), members in groups.items():
         sides = split(

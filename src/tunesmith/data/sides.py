@@ -36,9 +36,9 @@ class Division:
         self._scan = scan
         self.side_of = np.zeros(len(scan), np.int8)
         """[N]"""
-        shares = [_shares(reading.settings) for reading in scan.readings]
-        self._shares = sorted(set(shares))
-        self._share_of_file = np.asarray([self._shares.index(share) for share in shares])
+        self._shares: list[tuple[float, float]] = []
+        """Of validation and test rows: all that some file has (`divide`)."""
+        self._share_of_file = np.zeros(0, np.int64)
 
     def leave_out_repeats(self, found: Findings) -> None:
         """Leave out the rows that repeat an earlier one; they are noted."""
@@ -77,6 +77,10 @@ class Division:
             UserError: No row has the column `data.split.group_by`.
             NotLarge: There is none.
         """
+        num_rows = int(np.count_nonzero(self.side_of != LEFT_OUT))
+        shares = [_shares(reading.settings, num_rows) for reading in self._scan.readings]
+        self._shares = sorted(set(shares))
+        self._share_of_file = np.asarray([self._shares.index(share) for share in shares])
         groups = Groups(self._scan, self.side_of, self._share_of_file)
         counts = np.zeros((len(self._shares), len(SIDES)), np.int64)
         for start, share, of in groups.blocks():
@@ -220,7 +224,8 @@ class Division:
             part[np.isin(of, wanted) & (shares == share) & (part != LEFT_OUT)] = side
 
 
-def _shares(settings: DataSettings) -> tuple[float, float]:
+def _shares(settings: DataSettings, num_rows: int) -> tuple[float, float]:
     """The shares of validation and of test rows; a side with a file of its own has none."""
     share = settings.split
-    return 0.0 if settings.validation else share.validation, 0.0 if settings.test else share.test
+    validation = 0.0 if settings.validation else share.validation_share(num_rows)
+    return validation, 0.0 if settings.test else share.test
