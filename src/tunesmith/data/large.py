@@ -22,6 +22,7 @@ import numpy as np
 from tunesmith.core.cache import Cache
 from tunesmith.core.events import Emit, Finding, silent
 from tunesmith.core.records import Example
+from tunesmith.data.drawn import limited, shots_of
 from tunesmith.data.findings import Findings
 from tunesmith.data.lines import RawRow
 from tunesmith.data.mix import settings_of, sources_of
@@ -178,20 +179,12 @@ def _build(
     held_out = {side: np.concatenate([*division.rows(side)]) for side in (VALIDATION, TEST)}
     beside = [(*mine, *scan.examples(rows)) for mine, rows in zip(own, held_out.values(), strict=True)]
     division.note_leaks((*beside[0], *beside[1]), found)
-    num_kept, num_train = (int(np.count_nonzero(of)) for of in (division.side_of >= TRAIN, division.side_of == TRAIN))
-    left_out = {"faults": scan.num_read - len(scan), "duplicates": len(scan) - num_kept, "shots": 0}
-    whole = train = partial(division.rows, TRAIN)
-    if settings.shots:
-        drawn = division.shots(settings.shots, found)
-        left_out["shots"], num_train = num_train - len(drawn), len(drawn)
-        train = partial(iter, [drawn])
-    if settings.limit and settings.limit < num_train:
-        left_out["limit"] = num_train - settings.limit
-        train = partial(iter, [division.limited(settings.limit, train())])
-    parts = {SIDES[side]: partial(iter, [rows]) for side, rows in held_out.items()}
+    whole = partial(division.rows, TRAIN)
+    train, left_out = _drawn(scan, division, settings, found)
+    parts: dict[str, Iterable[Rows]] = {SIDES[side]: [rows] for side, rows in held_out.items()}
     firsts = np.asarray(list(scan.firsts.values()))
-    for name, rows_of in {**parts, SIDES[TRAIN]: train, _FIRSTS: partial(iter, [firsts])}.items():
-        _write(draft, name, scan, rows_of())
+    for name, rows_of in {**parts, SIDES[TRAIN]: train(), _FIRSTS: [firsts]}.items():
+        _write(draft, name, scan, rows_of)
     meta = {
         "num_read": scan.num_read,
         "num_left_out": left_out,
@@ -199,6 +192,23 @@ def _build(
         **_counts(scan, whole, train),
     }
     (draft / META).write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _drawn(
+    scan: Scan, division: Division, settings: DataSettings, found: Findings
+) -> tuple[Callable[[], Iterator[Rows]], dict[str, int]]:
+    """The training rows, and how many of all are left out, by reason."""
+    num_kept, num_train = (int(np.count_nonzero(of)) for of in (division.side_of >= TRAIN, division.side_of == TRAIN))
+    left_out = {"faults": scan.num_read - len(scan), "duplicates": len(scan) - num_kept, "shots": 0}
+    train: Callable[[], Iterator[Rows]] = partial(division.rows, TRAIN)
+    if settings.shots:
+        drawn = shots_of(scan, division.rows(TRAIN), settings.shots, found)
+        left_out["shots"], num_train = num_train - len(drawn), len(drawn)
+        train = partial(iter, [drawn])
+    if settings.limit and settings.limit < num_train:
+        left_out["limit"] = num_train - settings.limit
+        train = partial(iter, [limited(scan, train(), settings.limit)])
+    return train, left_out
 
 
 def _write(draft: Path, name: str, scan: Scan, parts: Iterable[Rows]) -> None:

@@ -7,7 +7,7 @@ of classes that the training side would lack, are looked at together.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from tunesmith.data.groups import LEFT_OUT, Groups
 from tunesmith.data.near import near_repeats_on_disk
 from tunesmith.data.repeats import normalise, note_duplicate, note_leaks, note_near_duplicate, question_of
 from tunesmith.data.scan import BLOCK, Hashes, Rows, Scan
-from tunesmith.data.shots import note_few_shots
 from tunesmith.data.split import to_empty_sides
 from tunesmith.data.spool import NotLarge
 from tunesmith.recipe import DataSettings
@@ -110,54 +109,6 @@ class Division:
             is_trained = self.side_of[start : start + len(questions)] == TRAIN
             suspects.append(start + np.flatnonzero(is_trained & np.isin(questions, wanted)))
         note_leaks(self._scan.examples(np.concatenate(suspects)), held_out, found)
-
-    def shots(self, shots: int, found: Findings) -> Rows:
-        """So many training rows of each class of each source, in order: the outcome of `draw_shots`.
-
-        The best of a class are among the best of each set of classes that holds it, so only those are in memory.
-        """
-        names = list(dict.fromkeys(reading.source_name for reading in self._scan.readings))
-        source_of = np.asarray([names.index(reading.source_name) for reading in self._scan.readings])
-        sets = list(self._scan.label_sets)
-        counts, firsts = np.zeros((2, len(names) * len(sets)), np.int64)
-        best = np.zeros((2, 0), np.int64)  # the number of source and set, and the row
-        places = np.zeros(0)
-        for rows in self.rows(TRAIN):
-            kinds = source_of[self._scan.take("file_of", rows)] * len(sets) + self._scan.take("labels", rows)
-            here, first = np.unique(kinds, return_index=True)
-            is_new = counts[here] == 0
-            firsts[here[is_new]] = rows[first[is_new]]
-            counts += np.bincount(kinds, minlength=len(counts))
-            best = np.concatenate((best, np.stack((kinds, rows))), axis=1)
-            places = np.concatenate((places, self._scan.take("shots", rows).astype(np.float64) / 2**64))
-            order = np.lexsort((best[1], places, best[0]))
-            best, places = best[:, order], places[order]
-            rank = np.arange(len(places)) - np.searchsorted(best[0], best[0])
-            best, places = best[:, rank < shots], places[rank < shots]
-        present = np.flatnonzero(counts)
-        members: dict[tuple[int, str], list[int]] = {}
-        for kind in present[np.argsort(firsts[present])].tolist():
-            for label in sets[kind % len(sets)] or ("",):
-                members.setdefault((kind // len(sets), label), []).append(kind)
-        chosen: set[int] = set()
-        for (_, label), kinds_of in members.items():
-            mine = np.flatnonzero(np.isin(best[0], kinds_of))
-            drawn = mine[np.lexsort((best[1][mine], places[mine]))[:shots]]
-            chosen.update(best[1][drawn].tolist())
-            if (count := int(counts[kinds_of].sum())) < shots:
-                (origin,) = self._scan.origins(firsts[kinds_of[:1]])
-                note_few_shots(found, label, count, shots, origin)
-        return np.asarray(sorted(chosen), np.int64)
-
-    def limited(self, limit: int, parts: Iterable[Rows]) -> Rows:
-        """So many of these rows, the first by the hash of their contents."""
-        best, places = np.zeros(0, np.int64), np.zeros(0)
-        for rows in parts:
-            more = self._scan.take("limit", rows).astype(np.float64) / 2**64  # as `unit_hash`
-            best, places = np.concatenate((best, rows)), np.concatenate((places, more))
-            order = np.argsort(places, kind="stable")[:limit]
-            best, places = best[order], places[order]
-        return best
 
     def _wished(self, shares: NDArray[np.int64], groups: Hashes) -> NDArray[np.int64]:
         """The sides on which these groups are by their places."""
