@@ -95,20 +95,14 @@ class SplitSettings(Settings):
     """How rows are held out; rows named by `data.validation` or `data.test` are never split again."""
 
     validation: Share | Literal["auto"] = "auto"
-    """Share of the rows kept for validation while training; `auto`: a tenth, of more than 10,000 rows about 1,000,
-    because they are scored again and again."""
+    """Share of the rows kept for validation while training; `auto`: a tenth (of those that `data.limit` uses), of more
+    than 10,000 rows about 1,000, because they are scored again and again."""
     test: Share = 0.0
     """Share of the rows kept for the final scores."""
     group_by: str = ""
     """A column; rows with the same value stay on one side (a customer, a document)."""
     seed: NonNegativeInt | Literal["recipe"] = "recipe"
     """What decides who is held out; `recipe` is the recipe's seed. Runs that differ in their seed alone share this."""
-
-    def validation_share(self, num_rows: int) -> float:
-        """The share of so many rows that validates."""
-        if self.validation == "auto":
-            return min(USUAL_VALIDATION, MOST_VALIDATION / max(1, num_rows))
-        return self.validation
 
 
 class DataSettings(Settings):
@@ -141,6 +135,14 @@ class DataSettings(Settings):
     """Use only the first so many training rows after shuffling; 0 uses all."""
     shots: NonNegativeInt = 0
     """Train on so many rows of each class, drawn by the seed (so many in all where rows have no class); 0 uses all."""
+
+    def validation_share(self, num_rows: int) -> float:
+        """The share of so many rows that validates; `auto` counts no more rows than training uses."""
+        wished = self.split.validation
+        if wished != "auto":
+            return wished
+        used = min(num_rows, self.limit / (1 - USUAL_VALIDATION)) if self.limit else num_rows
+        return min(USUAL_VALIDATION * used, MOST_VALIDATION) / max(1, num_rows)
 
 
 class TrainSettings(Settings):

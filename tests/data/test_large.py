@@ -406,6 +406,7 @@ def test_as_many_rows_validate_as_of_rows_that_are_held(monkeypatch: pytest.Monk
     assert 8 <= len(held.validation) <= 32  # of a tenth there would be 40
     sources = [{"path": source}, {"path": other}]
     assert are_same(*both(monkeypatch, source=sources, on_fault="skip", dedup="none", split={"test": 0.2}))
+    assert are_same(*both(monkeypatch, source=source, on_fault="skip", limit=90))
 
 
 @pytest.mark.parametrize("split", [{"validation": 0.1}, {"validation": 0.3, "test": 0.3}])

@@ -56,9 +56,12 @@ def test_rows_are_split_by_share() -> None:
 
 
 def test_a_tenth_validates_and_of_many_rows_about_as_many_as_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert SplitSettings().validation_share(10_000) == 0.1
-    assert SplitSettings().validation_share(1_000_000) == 0.001
-    assert SplitSettings(validation=0.3).validation_share(1_000_000) == 0.3
+    usual, other = DataSettings(source="a.jsonl"), DataSettings(source="a.jsonl", split=SplitSettings(validation=0.3))
+    assert usual.validation_share(10_000) == 0.1
+    assert usual.validation_share(1_000_000) == 0.001
+    assert usual.model_copy(update={"limit": 900}).validation_share(10_000) == 0.01  # as of 1,000 rows
+    assert usual.model_copy(update={"limit": 900}).validation_share(500) == 0.1
+    assert other.model_copy(update={"limit": 900}).validation_share(1_000_000) == 0.3
     source = write("a.jsonl", questions(1000))
     assert 70 <= len(load(source=source).validation) <= 130
     monkeypatch.setattr("tunesmith.recipe.MOST_VALIDATION", 30)

@@ -247,7 +247,7 @@ def _sides(
 ) -> Sides:
     """Who is held out; a source with a file of its own for a side gives no rows to that side."""
     share = settings.split
-    validation_share = share.validation_share(len(examples))
+    validation_share = settings.validation_share(len(examples))
     together = _togetherness(examples, keys)
     groups: dict[tuple[float, float], list[int]] = {}
     sources = sources_of(settings)

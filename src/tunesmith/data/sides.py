@@ -177,6 +177,5 @@ class Division:
 
 def _shares(settings: DataSettings, num_rows: int) -> tuple[float, float]:
     """The shares of validation and of test rows; a side with a file of its own has none."""
-    share = settings.split
-    validation = 0.0 if settings.validation else share.validation_share(num_rows)
-    return validation, 0.0 if settings.test else share.test
+    validation = 0.0 if settings.validation else settings.validation_share(num_rows)
+    return validation, 0.0 if settings.test else settings.split.test
