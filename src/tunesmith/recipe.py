@@ -155,8 +155,8 @@ class TrainSettings(Settings):
     tokens_per_step: PositiveInt = 8192
     """Tokens that one optimiser step sees (the effective batch), whatever fits at once."""
     micro_tokens: PositiveInt | Literal["auto"] = "auto"
-    """Tokens that go through the model at once, halved by itself when memory runs out; `auto`: 2,048 on a processor
-    and 8,192 on a GPU."""
+    """Tokens that go through the model at once, halved by itself when memory runs out; `auto`: 2,048 in bf16 and
+    1,024 in fp32 on a processor, 8,192 on a GPU."""
     threads: PositiveInt | Literal["auto"] = "auto"
     """Threads of the processor to compute with; `auto`: what `OMP_NUM_THREADS` says, else what was measured to be
     fastest. A run that goes on keeps its number."""

@@ -6,13 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.order import Order, Stratum, micro_batches
+from tunesmith.training.order import Order, Stratum, micro_batches, tokens_at_once
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80)
 
 
 def _order(lengths, tokens_per_step=500, epochs=2.0, seed=3, is_packed=True) -> Order:
     return Order.plan(lengths, TrainSettings(tokens_per_step=tokens_per_step, epochs=epochs), seed, is_packed=is_packed)
+
+
+def test_a_micro_batch_has_as_many_bytes_of_states_in_either_precision() -> None:
+    many, few = TrainSettings(tokens_per_step=65_536), TrainSettings(tokens_per_step=512)
+    assert tokens_at_once(many, "cpu", "bf16") == 2 * tokens_at_once(many, "cpu", "fp32") == 2048
+    assert tokens_at_once(many, "cuda", "bf16") == tokens_at_once(many, "cuda", "fp32") == 8192
+    assert tokens_at_once(few, "cpu", "bf16") == tokens_at_once(few, "cuda", "fp32") == 512
+    assert tokens_at_once(many.model_copy(update={"micro_tokens": 300}), "cpu", "fp32") == 300
 
 
 @given(LENGTHS, st.integers(1, 2000), st.booleans())

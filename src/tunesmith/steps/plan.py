@@ -194,7 +194,7 @@ def _others(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: E
 
 def _smaller(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: Emit) -> tuple[Alternative, ...]:
     """Settings with which the recipe would fit, from the gentlest on; those that are too big are left out."""
-    ladder = list(_ladder(draft, recipe, target))
+    ladder = _ladder(draft, recipe, tokens_at_once(recipe.train, target.device, own.precision))
     found: list[Alternative] = []
     for place, (title, changes) in enumerate(ladder):
         emit(Progress(STEP, place, len(ladder), label=title))
@@ -207,10 +207,10 @@ def _smaller(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: 
     return tuple(found)
 
 
-def _ladder(draft: Draft, recipe: Recipe, target: Target) -> list[tuple[str, dict[str, Any]]]:
+def _ladder(draft: Draft, recipe: Recipe, micro_tokens: int) -> list[tuple[str, dict[str, Any]]]:
     """Changes that save memory, from those that change no result to those that train something else."""
-    longest, tokens = draft.rows.longest, tokens_at_once(recipe.train, target.device)
-    halves = [{"micro_tokens": tokens >> times} for times in (1, 2, 3) if tokens >> times >= longest]
+    smaller = [micro_tokens >> times for times in (1, 2, 3)]
+    halves = [{"micro_tokens": tokens} for tokens in smaller if tokens >= draft.rows.longest]
     smallest = halves[-1] if halves else {}
     small = {**smallest, "recompute": "all"}
     steps: list[tuple[str, dict[str, Any]]] = [

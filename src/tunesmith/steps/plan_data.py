@@ -14,7 +14,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.records import Example
 from tunesmith.objectives.base import Features, Objective
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.order import Order, micro_batches, tokens_at_once
+from tunesmith.training.order import Order, micro_batches
 
 SAMPLE_ROWS, SAMPLE_SECONDS = 1500, 3.0
 """Rows that are tokenised for a plan, and for how long; fewer rows are all of them."""
@@ -94,7 +94,7 @@ class Layout:
     """The one with most pairs of queries and keys; one of the two takes most memory."""
 
 
-def lay_out(rows: SampleRows, settings: TrainSettings, seed: int, *, is_packed: bool, device: str) -> Layout:
+def lay_out(rows: SampleRows, settings: TrainSettings, seed: int, *, is_packed: bool, micro_tokens: int) -> Layout:
     """The steps of a run, tried on some of them."""
     drawn = min(rows.number, MOST_DRAWN)
     places: NDArray[np.int64] = np.arange(drawn, dtype=np.int64) % len(rows.features)
@@ -104,14 +104,13 @@ def lay_out(rows: SampleRows, settings: TrainSettings, seed: int, *, is_packed: 
     multiple = rows.number / drawn
     per_epoch = max(1, round(order.steps_per_epoch * multiple))
     num_steps = settings.steps or max(1, round(settings.epochs * per_epoch))
-    budget = tokens_at_once(settings, device)
     last = min(num_steps, order.steps_per_epoch) - 1
     chosen = np.unique(np.linspace(0, last, SAMPLE_STEPS).astype(int)).tolist()
     lengths = own[places].tolist()
     groups = [
         [rows.features[places[row]] for row in group]
         for step in chosen
-        for group in micro_batches(order.rows(step), lengths, budget, is_packed=is_packed)
+        for group in micro_batches(order.rows(step), lengths, micro_tokens, is_packed=is_packed)
     ]
     alone = [max(rows.features, key=lambda row: row.num_tokens)]
     candidates: list[list[Features]] = [*groups, alone]

@@ -24,6 +24,7 @@ from tunesmith.steps.train_choices import threads_here
 from tunesmith.steps.train_work import MAX_VALIDATION_ANSWERS
 from tunesmith.training.learner import Learner
 from tunesmith.training.memory import GAPS, SLACK, Memory, Sizes, memory_of
+from tunesmith.training.order import tokens_at_once
 from tunesmith.training.pace import Pace, probed
 from tunesmith.training.sketch import sketch
 from tunesmith.training.trace import Trace, Tracer, Work
@@ -147,7 +148,8 @@ def estimate(
     learner = draft.sketch(recipe, precision, is_cuda=target.is_cuda)
     is_packed = learner.layout.is_packed
     train = recipe.train
-    layout = lay_out(draft.rows, train, recipe.seed, is_packed=is_packed, device=target.device)
+    at_once = tokens_at_once(train, target.device, precision)
+    layout = lay_out(draft.rows, train, recipe.seed, is_packed=is_packed, micro_tokens=at_once)
     sizes = Sizes.of(learner, train, recipe.model.quantize)
 
     kept = _is_kept(recipe, learner, layout)

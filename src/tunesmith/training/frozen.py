@@ -25,7 +25,7 @@ from tunesmith.models.anatomy import blocks, encoder_blocks
 from tunesmith.models.memory import free_memory_bytes
 from tunesmith.objectives.base import Batch, Features
 from tunesmith.recipe import TrainSettings
-from tunesmith.training.order import micro_batches, tokens_at_once
+from tunesmith.training.order import micro_batches
 
 if TYPE_CHECKING:
     from tunesmith.training.learner import Learner
@@ -168,7 +168,7 @@ def with_states(
     learner.method.set_training(learner.model)
     lengths = [row.num_tokens for row in plan.rows]
     done = 0
-    at_once = tokens_at_once(settings, learner.device.type)
+    at_once = learner.tokens_at_once(settings)
     for group in micro_batches(range(len(lengths)), lengths, at_once, is_packed=learner.layout.is_packed):
         rows = [plan.rows[number] for number in group]
         for number, states_TD in zip(group, _states_of(learner, plan, rows), strict=True):

@@ -21,8 +21,10 @@ from tunesmith.models.load import Loaded
 from tunesmith.models.logprobs import Likelihood
 from tunesmith.models.probe import probe
 from tunesmith.objectives.base import Batch, Features, Layout, Metrics, Objective
+from tunesmith.recipe import TrainSettings
 from tunesmith.training.attention import check_kernel
 from tunesmith.training.frozen import FrozenStates
+from tunesmith.training.order import tokens_at_once
 
 NOT_WRITING = "only decoders that write text are packed"
 PACKING_IS_OFF = "train.packing is off"
@@ -116,6 +118,10 @@ class Learner:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
+
+    def tokens_at_once(self, settings: TrainSettings) -> int:
+        """How many tokens a micro-batch may have, while memory lasts."""
+        return tokens_at_once(settings, self.device.type, self.precision)
 
     def batch(self, features: Sequence[Features]) -> Batch:
         """A micro-batch on the model's device."""

@@ -43,7 +43,7 @@ from tunesmith.training.optim import (
     scale_and_clip,
     set_learning_rate,
 )
-from tunesmith.training.order import Order, tokens_at_once
+from tunesmith.training.order import Order
 from tunesmith.training.room import Room
 from tunesmith.training.step_batches import StepBatches
 
@@ -319,7 +319,7 @@ class Loop:
 
     def _first_batches(self) -> list[Batch]:
         """Two micro-batches of the first steps, the same whenever a run goes on."""
-        micro_tokens = tokens_at_once(self.settings, self.learner.device.type)
+        micro_tokens = self.learner.tokens_at_once(self.settings)
         steps = [Key(step, self.order.rows(step), micro_tokens) for step in range(min(2, self.order.num_steps))]
         first, *others = [item[1] for key in steps for item in self._batches().make(key) if isinstance(item, tuple)]
         return [first, *others[-1:]]

@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 from tunesmith.data.pack import bucket, pack
 from tunesmith.recipe import TrainSettings
 
-AT_ONCE, AT_ONCE_ON_CUDA = 2048, 8192
-"""Tokens of a micro-batch that keep a device busy; for a processor: docs/log.md."""
+AT_ONCE = {"bf16": 2048, "fp32": 1024}
+"""Tokens of a micro-batch that keep a processor busy (docs/log.md): by its precision, as many bytes of states."""
+AT_ONCE_ON_CUDA = 8192
+"""The same for a GPU."""
 WINDOW = 16
 """Steps whose padded rows are sorted together: enough for like lengths, few enough to stay random."""
 
@@ -124,11 +126,11 @@ class Order:
         return [step for window in windows for step in _regroup(window, lengths, self.weights, random)]
 
 
-def tokens_at_once(settings: TrainSettings, device: str) -> int:
+def tokens_at_once(settings: TrainSettings, device: str, precision: str) -> int:
     """How many tokens a micro-batch may have on a device of this type, while memory lasts."""
     wish = settings.micro_tokens
     if wish == "auto":
-        wish = AT_ONCE_ON_CUDA if device == "cuda" else AT_ONCE
+        wish = AT_ONCE_ON_CUDA if device == "cuda" else AT_ONCE[precision]
     return min(wish, settings.tokens_per_step)
 
 

@@ -26,7 +26,7 @@ from tunesmith.training.encode import Rows
 from tunesmith.training.learner import Learner
 from tunesmith.training.mixture import Mixture
 from tunesmith.training.optimizer_step import no_room_to_step, take_step
-from tunesmith.training.order import Order, tokens_at_once
+from tunesmith.training.order import Order
 from tunesmith.training.recompute import RandomState, choose_recompute, recomputable, trial_group
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Room:
     def begin(self, state: TrainingState, *, is_new: bool) -> None:
         """Set what a run begins with; one that goes on keeps what its memory asked for."""
         if is_new:
-            state.micro_tokens = tokens_at_once(self.settings, self.learner.device.type)
+            state.micro_tokens = self.learner.tokens_at_once(self.settings)
         if is_new or self.settings.recompute != "auto":
             state.num_recomputed = int(self.choice.value)
 
@@ -178,7 +178,7 @@ class Room:
 
     def _kept(self, order: Order) -> Kept:
         """What the largest micro-batch keeps for its backward pass, by a trial on its longest row."""
-        micro_tokens = tokens_at_once(self.settings, self.learner.device.type)
+        micro_tokens = self.learner.tokens_at_once(self.settings)
         found: list[tuple[float, int, Learner, float]] = []
         for step in range(min(TRIED_STEPS, order.num_steps)):
             for name, group in self.mixture.groups(order.rows(step), self.rows, micro_tokens, self.learner):
