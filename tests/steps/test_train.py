@@ -105,7 +105,7 @@ def test_what_it_says_on_the_way(tmp_path):
     run, events = _train(tmp_path, "llama", "causal", CHATS)
     (started,) = [event for event in events if isinstance(event, Started)]
     assert [label for label, _ in started.lines] == [
-        *("run", "model", "machine", "data", "method", "plan", "memory", "blocks")
+        *("run", "model", "machine", "data", "method", "plan", "memory", "kernels", "blocks")
     ]
     assert re.search(r" · \d+ threads? \(\w", dict(started.lines)["machine"]), "how many, and why"
     assert str(run.path) in started.on_interrupt

@@ -89,7 +89,7 @@ def test_the_log_has_each_tasks_loss_and_the_end_each_tasks_scores(tmp_path) -> 
     assert {"validation_loss.kinds", "validation_loss.second", "validation_accuracy.kinds"} <= set(last.values)
     (started,) = [event for event in events if isinstance(event, Started)]
     labels = [label for label, _ in started.lines]
-    assert labels == ["run", "model", "machine", "kinds", "second", "method", "plan", "memory", "blocks"]
+    assert labels == ["run", "model", "machine", "kinds", "second", "method", "plan", "memory", "kernels", "blocks"]
     assert isinstance(events[-1], Finished)
     assert [row[0].partition(":")[0] for row in events[-1].table[1:]] == ["kinds"] * 2 + ["second"] * 3
 

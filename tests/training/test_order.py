@@ -19,8 +19,18 @@ def test_a_micro_batch_has_as_many_bytes_of_states_in_either_precision() -> None
     many, few = TrainSettings(tokens_per_step=65_536), TrainSettings(tokens_per_step=512)
     assert tokens_at_once(many, "cpu", "bf16") == 2 * tokens_at_once(many, "cpu", "fp32") == 2048
     assert tokens_at_once(many, "cuda", "bf16") == tokens_at_once(many, "cuda", "fp32") == 8192
-    assert tokens_at_once(few, "cpu", "bf16") == tokens_at_once(few, "cuda", "fp32") == 512
+    assert tokens_at_once(few, "cpu", "bf16") == 2048
     assert tokens_at_once(many.model_copy(update={"micro_tokens": 300}), "cpu", "fp32") == 300
+
+
+def test_a_step_that_goes_at_once_is_not_halved_for_a_few_tokens_above_the_mean() -> None:
+    lengths = [100] * 40 + [150] * 40
+    plan = TrainSettings(tokens_per_step=1000, epochs=1)
+    order = Order.plan(lengths, plan, 3, is_packed=True)
+    budget = tokens_at_once(plan, "cpu", "bf16")
+    steps = [order.rows(step) for step in range(order.num_steps)]
+    assert any(sum(lengths[row] for row in rows) > 1000 for rows in steps)
+    assert all(len(micro_batches(rows, lengths, budget, is_packed=True)) == 1 for rows in steps)
 
 
 @given(LENGTHS, st.integers(1, 2000), st.booleans())

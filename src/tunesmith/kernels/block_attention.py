@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tunesmith.kernels.example_groups import BLOCK, LONGEST_KEPT, Attend, Block, blocks
 from tunesmith.kernels.gathering import Arrangement, arranged
+from tunesmith.kernels.native_passes import UNLIMITED, native
 
 _Random = np.random.Generator
 _PARTS = 2**15
@@ -221,6 +222,11 @@ class _Group:
 
     def probabilities_of(self, scores: Tensor, block: Block, out: Tensor | None = None) -> Tensor:
         """What each query of a block gives each key it sees, [K, G x Q, S]; the scores are used up."""
+        if self.hidden is None and self.sinks is None and (passes := native(scores)):
+            first, last, low, _ = block
+            before = first - low - self.attend.left if self.attend.left >= 0 else -UNLIMITED
+            after = first - low + self.attend.right + 1 if self.attend.right >= 0 else UNLIMITED
+            return passes.softmax(scores, scores if out is None else out, last - first, before, after)
         _hide_(scores.view(-1, block[1] - block[0], block[3] - block[2]), block, self.attend)
         if self.hidden is not None:
             by_example = scores.view(self.num_examples, -1, scores.shape[2])

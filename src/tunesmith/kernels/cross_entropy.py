@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tunesmith.kernels.native_passes import native
+
 CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits in the dtype of the products."""
 SLICE_BYTES = 3 * 2**20
@@ -163,6 +165,10 @@ class _Head:
 
     def _sweep(self, logits: Tensor, chunk: slice, *, makes_errors: bool, upstream_N: Tensor | None) -> Tensor:
         """-log softmax[label] of a chunk's rows; its logits become the errors, d loss / d logits, in place."""
+        if self.transform == PLAIN and upstream_N is None and (passes := native(logits)):
+            labels = self.labels_N[chunk].contiguous()
+            if bool(((labels >= 0) & (labels < logits.shape[1])).all()):  # else PyTorch says what is wrong
+                return passes.cross_entropy_(logits, labels, z_loss=self.z_loss, makes_errors=makes_errors)
         exact = _exact(logits.dtype)
         size = SLICE_BYTES if logits.device.type == "cpu" else logits.numel() * exact.itemsize
         slices = _chunks(len(logits), logits.shape[1] * exact.itemsize, size)

@@ -261,8 +261,8 @@ def backward_rows(
                 grad_lows.append(low_NR.new_zeros(len(low_NR), rank))
             else:
                 grad_lows.append((grad_NO @ layer.b_OR.to(dtype)).mul_(layer.scaling))
-                grad_b = (grad_NO.T @ low_NR[:, start : start + rank]).mul_(layer.scaling)
-                found[4 * place + 3] = grad_b.to(layer.b_OR.dtype)
+                grad_b = (low_NR[:, start : start + rank].T @ grad_NO).mul_(layer.scaling)  # sooner than its transpose
+                found[4 * place + 3] = grad_b.T.to(layer.b_OR.dtype)
         start += rank
         if grad_NO is None:
             continue

@@ -27,6 +27,7 @@ from tunesmith.kernels.fused_lora import (
     unflattened,
 )
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
+from tunesmith.kernels.native_passes import ACTIVATIONS, native
 
 KINDS = ("silu", "gelu", "gelu_tanh")
 MOST_STOOD_IN = 2**28
@@ -174,7 +175,7 @@ class _GatedMlp(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kind: str, scalings: tuple[float, ...], *flat: Tensor | None) -> Tensor:
         *first, down = unflattened(flat, scalings)
         (gate_NI, up_NI), low_NR = forward_rows(x.reshape(-1, x.shape[-1]), first)
-        (output_ND,), low_down_NR = forward_rows(activation(kind, gate_NI).mul_(up_NI), [down])
+        (output_ND,), low_down_NR = forward_rows(_gated(kind, gate_NI, up_NI), [down])
         ctx.save_for_backward(x, gate_NI, up_NI, low_NR, low_down_NR, *flat)
         ctx.kind, ctx.scalings = kind, scalings
         return output_ND.view_as(x)
@@ -185,17 +186,36 @@ class _GatedMlp(torch.autograd.Function):
         *first, down = unflattened(flat, ctx.scalings)
         needs: Sequence[bool] = ctx.needs_input_grad[3:]
         upstream_ND = grad_outputs[0].reshape(-1, x.shape[-1])
-        active_NI = activation(ctx.kind, gate_NI)
-        grad_inner, found_down = backward_rows(
-            active_NI * up_NI, [down], low_down_NR, [upstream_ND], (True, *needs[8:])
-        )
-        assert grad_inner is not None
-        grad_up_NI = active_NI.mul_(grad_inner)
-        grad_gate_NI = _activation_backward(ctx.kind, grad_inner.mul_(up_NI), gate_NI)
+        inner_NI, active_NI = _gated_again(ctx.kind, gate_NI, up_NI)
+        grad_NI, found_down = backward_rows(inner_NI, [down], low_down_NR, [upstream_ND], (True, *needs[8:]))
+        assert grad_NI is not None
+        grads = _gated_backward(ctx.kind, gate_NI, up_NI, grad_NI, active_NI)
         rows_ND = x.reshape(-1, x.shape[-1])
-        grads = [grad_gate_NI, grad_up_NI]
         grad_x, found = backward_rows(rows_ND, first, low_NR, grads, (ctx.needs_input_grad[0], *needs[:8]))
         return (None if grad_x is None else grad_x.view_as(x), None, None, *found, *found_down)
+
+
+def _gated(kind: str, gate: Tensor, up: Tensor) -> Tensor:
+    passes = native(gate, up)
+    return passes.gated(kind, gate, up) if passes and kind in ACTIVATIONS else activation(kind, gate).mul_(up)
+
+
+def _gated_again(kind: str, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """act(gate) * up, and what `_gated_backward` takes for act(gate): natively nothing but room."""
+    if (passes := native(gate, up)) and kind in ACTIVATIONS:
+        inner = passes.gated(kind, gate, up)
+        return inner, inner
+    active = activation(kind, gate)
+    return active * up, active
+
+
+def _gated_backward(kind: str, gate: Tensor, up: Tensor, grad: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up; `grad`, that of their product, and `active` are used up."""
+    if (passes := native(gate, up)) and kind in ACTIVATIONS:
+        passes.gated_backward_(kind, gate, up, grad, into_up=active)
+        return grad, active
+    active.mul_(grad)
+    return _activation_backward(kind, grad.mul_(up), gate), active
 
 
 def _activation_backward(kind: str, upstream: Tensor, values: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def _lora_backward(
     grad_x, found = backward_rows(rows_NI, [terms], low_NR, [grad.reshape(-1, grad.shape[-1])], needs)
     grad_a, grad_b = found[2], found[3]
     assert grad_x is not None and grad_a is not None and grad_b is not None
-    return grad_x.view_as(x), grad_a, grad_b
+    return grad_x.view_as(x), grad_a, grad_b.contiguous()
 
 
 @_lora_backward.register_fake

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
+from tunesmith.kernels.native_passes import native
 
 
 def rms_norm(
@@ -95,17 +96,26 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float, offset: float, dtype: torch.dtype) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
+        ctx.offset = offset
+        if (passes := native(x)) and dtype in (torch.bfloat16, torch.float32):
+            output, inverse = passes.rms_norm(x, _scale(weight_D, offset, exact), epsilon, dtype)
+            ctx.save_for_backward(x, weight_D, inverse)
+            return output
         values = x.to(exact, copy=True)
         inverse = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
         inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_D, inverse)
-        ctx.offset = offset
         return values.mul_(inverse).mul_(_scale(weight_D, offset, exact)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, weight_D, inverse = ctx.saved_tensors
         exact = inverse.dtype
+        if ctx.needs_input_grad[0] and (passes := native(x, grad_outputs[0], inverse)):
+            scale = _scale(weight_D, ctx.offset, exact)
+            needs_scale = ctx.needs_input_grad[1]
+            grad_x, grad_scale = passes.rms_norm_backward(x, scale, inverse, grad_outputs[0], needs_scale=needs_scale)
+            return grad_x, None if grad_scale is None else grad_scale.to(weight_D.dtype), None, None, None
         upstream = grad_outputs[0].to(exact, copy=True)
         normal = x * inverse if x.dtype == exact else x.to(exact).mul_(inverse)
         grad_weight = None

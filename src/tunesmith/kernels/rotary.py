@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.instance_forward import instance_forward
+from tunesmith.kernels.native_passes import native
 
 NAME = "apply_rotary_pos_emb"
 """What all architectures of transformers call the function."""
@@ -100,6 +101,9 @@ class _Rotary(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
+        turned = _natively(x, cos, sin, torch.promote_types(x.dtype, cos.dtype), turns_back=False)
+        if turned is not None:
+            return turned
         output = x * cos
         first, second = x.chunk(2, dim=-1)
         sin_first, sin_second = sin.chunk(2, dim=-1)
@@ -113,6 +117,9 @@ class _Rotary(torch.autograd.Function):
         """The transpose: what went from one half to the other comes back."""
         (upstream,) = grad_outputs
         cos, sin = ctx.saved_tensors
+        turned = _natively(upstream, cos, sin, ctx.dtype, turns_back=True)
+        if turned is not None:
+            return turned, None, None
         gradient = upstream * cos
         first, second = upstream.chunk(2, dim=-1)
         sin_first, sin_second = sin.chunk(2, dim=-1)
@@ -120,6 +127,14 @@ class _Rotary(torch.autograd.Function):
         _add_product(grad_first, second, sin_second, 1)
         _add_product(grad_second, first, sin_first, -1)
         return gradient.to(ctx.dtype), None, None
+
+
+def _natively(x_BHTD: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, *, turns_back: bool) -> Tensor | None:
+    """The turned states by native passes; None where these do not take them."""
+    heads, length = cos.shape[1:3]
+    if heads != 1 or length != x_BHTD.shape[2] or not (passes := native(cos, sin)):
+        return None
+    return passes.rotary(x_BHTD, cos, sin, dtype, turns_back=turns_back)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, sign: int) -> None:

@@ -103,9 +103,10 @@ def packages() -> Check:
 
 
 def processor() -> Check:
-    """Cores, which precision is faster here (measured), and whether blocks can be compiled."""
+    """Cores, which precision is faster here (measured), and what a compiler is for here."""
     from tunesmith.models.machine import describe
     from tunesmith.models.rates import compiler, measured
+    from tunesmith.training.native import native_passes
 
     machine = describe()
     flags = _cpu_flags()
@@ -113,14 +114,15 @@ def processor() -> Check:
     head = f"{machine.cores} cores{', ' + unit if unit else ''}"
     if machine.device != "cpu":
         return Check("processor", "good", f"{head}; computing is left to the accelerator")
-    found = compiler()
+    kernels = native_passes()
     rates = measured().rates
     flops = max(rates.fp32_flops, rates.bf16_flops) / 1e12
     head += f", {measured().threads} threads: {flops:.2f} TFLOP/s, {rates.bytes_per_second / 1e9:.0f} GB/s"
-    blocks = f"{found} compiles blocks where it pays" if found else "no C++ compiler: blocks stay as they are"
-    if machine.precision == "bf16":
-        return Check("processor", "good", f"{head}: bf16 {machine.ratio:.1f} times fp32, so bf16 is used; {blocks}")
-    return Check("processor", "good", f"{head}: bf16 only {machine.ratio:.1f} times fp32, so fp32 is used; {blocks}")
+    native = f"kernels take {kernels.line()}"
+    blocks = "blocks are compiled where it pays" if compiler() else "blocks stay as they are"
+    only = "" if machine.precision == "bf16" else "only "
+    precision = f"bf16 {only}{machine.ratio:.1f} times fp32, so {machine.precision} is used"
+    return Check("processor", "good", f"{head}: {precision}; {native}; {blocks}")
 
 
 def accelerator() -> Check:

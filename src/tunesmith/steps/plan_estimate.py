@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith.data.load import DataSet
+from tunesmith.kernels.native_passes import used
 from tunesmith.models.configuration import context_length
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.machine import Precision
@@ -24,6 +25,7 @@ from tunesmith.steps.train_choices import threads_here
 from tunesmith.steps.train_work import MAX_VALIDATION_ANSWERS
 from tunesmith.training.learner import Learner
 from tunesmith.training.memory import GAPS, SLACK, Memory, Sizes, memory_of
+from tunesmith.training.native import wished
 from tunesmith.training.order import tokens_at_once
 from tunesmith.training.pace import Pace, probed
 from tunesmith.training.sketch import sketch
@@ -382,7 +384,8 @@ def _probe(
     learner, before = shallow.sketch(recipe, precision, is_cuda=False, is_real=True), torch.get_num_threads()
     torch.set_num_threads(int(threads_here(recipe.train.threads).value))
     try:
-        return probed(pace, learner, layout.typical, work, recipe.train)
+        with used(wished(recipe.train, learner.device).passes):
+            return probed(pace, learner, layout.typical, work, recipe.train)
     finally:
         torch.set_num_threads(before)
 

@@ -170,8 +170,7 @@ def _train(run: RunFolder, work: Work, allowed: Sequence[str] = ()) -> None:
     record_work(run, work)
     loop = make_loop(run, work)
     first = loop.restore(allowed)
-    memory, compiled = loop.room.line(loop.state), loop.compiling.line()
-    emit(head(run, work, loop.order.num_steps, first, frozen=loop.frozen, memory=memory, compiled=compiled))
+    emit(head(run, work, loop, first))
     state = loop.fit(Sampler(run, work, after=first))
     optimizer = weakref.ref(loop.optimizer)
     del loop  # with it the optimiser: the published model comes beside this one

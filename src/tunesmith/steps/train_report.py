@@ -20,7 +20,7 @@ from tunesmith.steps.train_choices import machine_line
 from tunesmith.steps.train_work import STEP, Work
 from tunesmith.training.attention import packed
 from tunesmith.training.checkpoint import TrainingState
-from tunesmith.training.frozen import FrozenPlan
+from tunesmith.training.loop import Loop
 
 
 def write_report(run: RunFolder, work: Work, state: TrainingState, after: Evaluation) -> None:
@@ -79,11 +79,8 @@ def training_values(work: Work, state: TrainingState) -> dict[str, Any]:
     }
 
 
-def head(
-    run: RunFolder, work: Work, num_steps: int, first: int, *, frozen: FrozenPlan, memory: str, compiled: str
-) -> Started:
-    """What is about to happen; `first` is the step a resumed run goes on after, `memory` how it is to fit, and
-    `compiled` whether blocks are compiled, and why."""
+def head(run: RunFolder, work: Work, loop: Loop, first: int) -> Started:
+    """What is about to happen; `first` is the step a resumed run goes on after."""
     recipe, learner = work.recipe, work.learner
     trainable, total = num_parameters(learner.model)
     tokens, trained = work.rows.num_tokens, round(work.rows.weight)
@@ -97,16 +94,22 @@ def head(
     often = work.data.copies
     rows = work.rows
     read = sum(int(rows.lengths[rows.rows_of(name)].sum()) * often.get(name, 1.0) for name in rows.names)
-    epochs = num_steps * recipe.train.tokens_per_step / max(read, 1)
+    epochs = loop.order.num_steps * recipe.train.tokens_per_step / max(read, 1)
     resumed = f" · goes on after step {first}" if first else ""
     faster = next(iter(learner.head_factors.values()), 1.0)
     new_head = f" · its new head learns {faster:g} times as fast" if faster != 1 else ""
     cost = cost_of(learner.model, recipe.method, recipe.train.optimizer)
-    steps = f"{count(num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens ({epochs:.3g} epochs)"
+    steps = f"{count(loop.order.num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens ({epochs:.3g} epochs)"
     return Started(
         STEP,
         run.name,
-        {"run": str(run.path), "steps": num_steps, "trainable": trainable, "resumed_at": first, "cache": frozen.line()},
+        {
+            "run": str(run.path),
+            "steps": loop.order.num_steps,
+            "trainable": trainable,
+            "resumed_at": first,
+            "cache": loop.frozen.line(),
+        },
         (
             ("run", f"{run.path}{resumed}"),
             ("model", f"{recipe.model.name} · {millions(total)} parameters"),
@@ -115,9 +118,10 @@ def head(
             *((("numbers", unit),) if (unit := unit_line(learner.model)) else ()),
             ("method", f"{recipe.method.summary()} · {cost.line()}{new_head}"),
             ("plan", f"{steps} · {layout}"),
-            *((("cache", cache),) if (cache := frozen.line()) else ()),
-            ("memory", memory),
-            ("blocks", compiled),
+            *((("cache", cache),) if (cache := loop.frozen.line()) else ()),
+            ("memory", loop.room.line(loop.state)),
+            ("kernels", loop.native.line()),
+            ("blocks", loop.compiling.line()),
         ),
         on_interrupt=f"finishes this step and saves; resume with: tunesmith train --resume {run.path}",
     )

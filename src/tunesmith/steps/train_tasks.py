@@ -228,6 +228,7 @@ def _head(run: RunFolder, joint: JointWork, loop: Loop, first: int) -> Started:
     lines.append(("method", f"{recipe.method.summary()} · {count(trainable)} trainable ({trainable / total:.1%})"))
     lines.append(("plan", f"{count(loop.order.num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens"))
     lines.append(("memory", loop.room.line(loop.state)))
+    lines.append(("kernels", loop.native.line()))
     lines.append(("blocks", loop.compiling.line()))
     return Started(
         STEP,

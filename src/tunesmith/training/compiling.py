@@ -30,6 +30,7 @@ from tunesmith.kernels.compiled_blocks import (
     calls_of,
     kind_of,
 )
+from tunesmith.kernels.native_passes import in_use
 from tunesmith.models.anatomy import blocks, encoder_blocks
 from tunesmith.models.rates import cache_file, compiler, measured
 from tunesmith.objectives.base import Batch
@@ -294,10 +295,10 @@ def _num_positions(call: Call) -> int:
 
 
 def _file_of(some: Sequence[nn.Module], learner: Learner) -> Path:
-    """Where what was measured for such blocks on this machine is kept."""
+    """Where what was measured for such blocks on this machine is kept: plain ones with native passes are others."""
     device = torch.cuda.get_device_name() if learner.device.type == "cuda" else "cpu"
     kinds = sorted({repr(kind_of(block)) for block in some})
-    key = repr((cache_file().stem, device, learner.precision, learner.layout.is_packed, kinds))
+    key = repr((cache_file().stem, device, learner.precision, learner.layout.is_packed, in_use(), kinds))
     return cache_file().parent / f"compile-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.events import Emit, Saved, Warning
 from tunesmith.core.run import RunFolder
+from tunesmith.kernels.native_passes import used
 from tunesmith.models.allocator import keep_freed_memory
 from tunesmith.models.anatomy import hidden_matrices
 from tunesmith.models.memory import let_go
@@ -36,6 +37,7 @@ from tunesmith.training.guard import stopping_on_signals
 from tunesmith.training.journal import STEP, Journal, Validation
 from tunesmith.training.learner import Learner
 from tunesmith.training.mixture import Mixture, Tally
+from tunesmith.training.native import settle_native
 from tunesmith.training.optim import (
     learning_rate_at,
     make_optimizer,
@@ -101,11 +103,13 @@ class Loop:
         self.compiling = Compiling(learner, settings, run, emit, is_joint=mixture.is_joint)
         self.room = Room(learner, mixture, self.rows, settings, emit)
         self.room.determinism.begin(run)
-        num_tokens = self.order.num_steps * self.rows.num_tokens // self.order.steps_per_epoch
-        # as steps will run it: PyTorch compiles again for another setting
-        self.room.determinism.run(lambda: self.compiling.choose(self._first_batches, num_tokens))
-        to_come = sum(tensor.nbytes for tensor in self.tensors.values())  # gradients
-        self.room.choose(run, self.order, to_come + optimizer_bytes(self.tensors, settings, is_hidden))
+        self.native = settle_native(run, settings, learner.device, emit)
+        with used(self.native.passes):
+            num_tokens = self.order.num_steps * self.rows.num_tokens // self.order.steps_per_epoch
+            # as steps will run it: PyTorch compiles again for another setting
+            self.room.determinism.run(lambda: self.compiling.choose(self._first_batches, num_tokens))
+            to_come = sum(tensor.nbytes for tensor in self.tensors.values())  # gradients
+            self.room.choose(run, self.order, to_come + optimizer_bytes(self.tensors, settings, is_hidden))
         self.room.begin(self.state, is_new=True)
         self.journal = Journal(run, settings, self.order, emit=emit, accelerator=self.accelerator)
         self.batches = self._batches().ahead(is_threaded=False)
@@ -140,7 +144,7 @@ class Loop:
         learner = self.learner
         if learner.device.type == "cpu":
             keep_freed_memory()
-        with self.compiling.used():
+        with self.compiling.used(), used(self.native.passes):
             try:
                 with with_states(learner, self.frozen, self.settings, self.run, self.emit) as self.learner:
                     return self._fit(sample)
@@ -178,7 +182,8 @@ class Loop:
                 is_mark = self.state.step in marks
                 if is_mark:
                     self._validate()
-                    sample(self.state.step)
+                    with used(None):  # as it will answer afterwards
+                        sample(self.state.step)
                 if is_mark or request.is_made:
                     self.run.sync_metrics()
                     writer.save(self.state)
@@ -275,7 +280,8 @@ class Loop:
         """
         self._set_training()
         set_learning_rate(self.optimizer, rate)
-        loss_sum, weight = self._accumulate(rows)
+        with used(self.native.passes):
+            loss_sum, weight = self._accumulate(rows)
         norm = self._scale_and_clip(weight)
         if math.isfinite(loss_sum) and math.isfinite(norm):
             self.room.step(self.state, self.optimizer)

@@ -127,11 +127,13 @@ class Order:
 
 
 def tokens_at_once(settings: TrainSettings, device: str, precision: str) -> int:
-    """How many tokens a micro-batch may have on a device of this type, while memory lasts."""
-    wish = settings.micro_tokens
-    if wish == "auto":
-        wish = AT_ONCE_ON_CUDA if device == "cuda" else AT_ONCE[precision]
-    return min(wish, settings.tokens_per_step)
+    """How many tokens a micro-batch may have on a device of this type, while memory lasts.
+
+    A step may be smaller, and goes at once then: cut at its mean size, every second step would go in two halves.
+    """
+    if settings.micro_tokens != "auto":
+        return settings.micro_tokens
+    return AT_ONCE_ON_CUDA if device == "cuda" else AT_ONCE[precision]
 
 
 def micro_batches(

@@ -1,0 +1,239 @@
+"""The library of native passes: compiled once by the machine's C++ compiler, proven, and kept in the user's cache.
+
+It takes a second or two. What was compiled is used where it gives what the kernels' plain forms give, and sooner;
+whatever else happens, those are there. Nothing but the language's own library is needed, no headers of Python's or
+PyTorch's. Threads are those of PyTorch: it is linked with the OpenMP library that this process has loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tunesmith.core.cache import user_cache
+from tunesmith.core.errors import UserError
+from tunesmith.core.events import Emit, Warning
+from tunesmith.core.publish import discard, is_whole, publishing
+from tunesmith.core.run import RunFolder
+from tunesmith.kernels.block_attention import block_attention
+from tunesmith.kernels.cross_entropy import chunked_cross_entropy
+from tunesmith.kernels.example_groups import Attend, kept
+from tunesmith.kernels.fused_lora import Terms
+from tunesmith.kernels.gated_mlp import gated_mlp
+from tunesmith.kernels.native_passes import ACTIVATIONS, SOURCE, NativePasses, used
+from tunesmith.kernels.rms_norm import rms_norm
+from tunesmith.kernels.rotary import rotary
+from tunesmith.models.rates import compiler, processor_name
+from tunesmith.recipe import TrainSettings
+from tunesmith.training.choices import Choice, decided
+
+STEP = "train"
+NAME = "native"
+"""Of the choice."""
+WORTH_IT = 1.05
+"""The passes are used where they are so many times as fast as PyTorch's operations."""
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fassociative-math", "-fno-signed-zeros"),  # sums in any order; NaN and infinity stay what they are
+)
+OPENMP = ("libgomp", "libiomp5", "libomp")
+"""Libraries that have the functions which g++ calls for `#pragma omp parallel`."""
+SECONDS = 120.0
+"""After so many a compiler is given up."""
+LIBRARY, VERDICT = "passes.so", "verdict.json"
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
+"""Of the largest number of a result, between native and plain passes."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The passes, if they are to be used, and why or why not in words."""
+
+    passes: NativePasses | None
+    why: str
+
+    def line(self) -> str:
+        """What the kernels take, and why, in words."""
+        taken = "native passes" if self.passes else "PyTorch's operations"
+        return f"{taken}: {self.why}"
+
+
+def settle_native(run: RunFolder, settings: TrainSettings, device: torch.device, emit: Emit) -> Found:
+    """The passes of a run: decided when it begins and kept, since others would change last digits."""
+    here = wished(settings, device)
+    if settings.native == "off":
+        return here
+    choice = decided(run, NAME, lambda: Choice(here.passes is not None, here.why))
+    if choice.value and here.passes is None:
+        text = f"the run began with native passes and goes on without ({here.why}): last digits will differ"
+        emit(Warning(STEP, "no_native_passes", text))
+        return here
+    return Found(here.passes if choice.value else None, choice.why)
+
+
+def wished(settings: TrainSettings, device: torch.device) -> Found:
+    """The passes that a new run would take."""
+    if settings.native == "off":
+        return Found(None, "train.native is off")
+    return native_passes() if device.type == "cpu" else Found(None, "native passes are for processors")
+
+
+@cache
+def native_passes() -> Found:
+    """What the cache has for this processor and compiler, or what is compiled and proven now."""
+    name = compiler()
+    if not name:
+        return Found(None, "no C++ compiler")
+    try:
+        version = _run([*name.split(), "-dumpfullversion", "-dumpversion"]).strip()
+        folder = user_cache() / "native" / _key(name, version)
+        if not is_whole(folder):
+            if folder.exists():
+                discard(folder)
+            _make(folder, name)
+        passes, verdict = NativePasses(folder / LIBRARY), json.loads((folder / VERDICT).read_text(encoding="utf-8"))
+        ratio, is_right = float(verdict["ratio"]), bool(verdict["is_right"])
+    except (OSError, AttributeError, UserError, ValueError, KeyError, subprocess.SubprocessError) as fault:
+        return Found(None, f"not compiled: {_first_line(fault)}")
+    by = f"{Path(name.split()[0]).name} {version}"
+    if not is_right:
+        return Found(None, f"what {by} made is not what PyTorch computes")
+    if ratio < WORTH_IT:
+        return Found(None, f"native passes by {by} are {ratio:.2f} times as fast, which does not pay")
+    return Found(passes, f"{ratio:.1f} times as fast as PyTorch's operations, by {by}")
+
+
+def _make(folder: Path, name: str) -> None:
+    """Compile, prove and publish; another process may be first with the same."""
+    try:
+        with publishing(folder) as draft:
+            object_file, library = draft / "passes.o", draft / LIBRARY
+            threads = _openmp()
+            of_threads = ["-fopenmp"] if threads and "clang" not in name else []
+            command = name.split()
+            _run([*command, *FLAGS, *of_threads, "-c", str(SOURCE), "-o", str(object_file)])
+            _run([*command, "-shared", str(object_file), "-o", str(library), *(threads if of_threads else [])])
+            object_file.unlink()
+            (draft / VERDICT).write_text(json.dumps(_verdict(NativePasses(library))), encoding="utf-8")
+    except UserError as fault:
+        if fault.code != "exists":
+            raise
+
+
+def _verdict(passes: NativePasses) -> dict[str, float | bool]:
+    """Whether the passes give what their plain forms give, and how many times as fast they are."""
+    is_right, plain, ours = True, 0.0, 0.0
+    for work, dtype in _works():
+        results = []
+        for some in (None, passes):
+            with used(some):
+                results.append(work())
+                seconds = _best_seconds(work)
+            plain, ours = (plain + seconds, ours) if some is None else (plain, ours + seconds)
+        for expected, found in zip(*results, strict=True):
+            largest = float(expected.float().abs().max())
+            difference = float((expected.float() - found.float()).abs().max())
+            is_right &= difference <= TOLERANCE[dtype] * largest  # False for NaN
+    return {"is_right": is_right, "ratio": plain / ours}
+
+
+def _works() -> list[tuple[Callable[[], list[Tensor]], torch.dtype]]:
+    """Each kernel that has native passes on random states, forward and backward: its output and gradients."""
+    return [(partial(work, dtype), dtype) for dtype in TOLERANCE for work in (_norm, _turn, _mlp, _attend, _lose)]
+
+
+def _norm(dtype: torch.dtype) -> list[Tensor]:
+    x, weight = _states(1, 500, 576, dtype=dtype), _states(576, dtype=dtype)
+    return _with_gradients(rms_norm(x, weight, 1e-5), x, weight)
+
+
+def _turn(dtype: torch.dtype) -> list[Tensor]:
+    x, angles = _states(1, 500, 9, 64, dtype=dtype), _states(1, 500, 64, dtype=dtype).detach()
+    return _with_gradients(rotary(x.transpose(1, 2), angles.cos(), angles.sin()), x)
+
+
+def _mlp(dtype: torch.dtype) -> list[Tensor]:
+    x = _states(1, 500, 24, dtype=dtype)
+    gate, up, down = (Terms(_states(*shape, dtype=dtype)) for shape in ((1536, 24), (1536, 24), (24, 1536)))
+    return [one for kind in ACTIVATIONS for one in _with_gradients(gated_mlp(x, gate, up, down, kind), x)]
+
+
+def _attend(dtype: torch.dtype) -> list[Tensor]:
+    query, key = _states(1, 500, 9, 64, dtype=dtype), _states(1, 500, 3, 64, dtype=dtype)
+    spans = torch.tensor([(0, start, start + 100, start, start + 100) for start in range(0, 500, 100)])
+    keys = key.transpose(1, 2)
+    num_kept = kept(spans.tolist())
+    output = block_attention(query.transpose(1, 2), keys, keys, spans, Attend(0.125), num_kept=num_kept)
+    return _with_gradients(output, query, key)
+
+
+def _lose(dtype: torch.dtype) -> list[Tensor]:
+    hidden, head = _states(50, 24, dtype=dtype), _states(10_000, 24, dtype=dtype).detach()
+    return _with_gradients(chunked_cross_entropy(hidden, head, torch.arange(50), z_loss=0.1), hidden)
+
+
+def _states(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype).requires_grad_()
+
+
+def _with_gradients(output: Tensor, *leaves: Tensor) -> list[Tensor]:
+    upstream = torch.empty_like(output).copy_(_states(*output.shape, dtype=output.dtype).detach())  # laid out as it is
+    return [output.detach(), *torch.autograd.grad(output, leaves, upstream)]
+
+
+def _best_seconds(work: Callable[[], object], times: int = 4) -> float:
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _run(command: list[str]) -> str:
+    """What a command prints.
+
+    Raises:
+        OSError, subprocess.SubprocessError: It is not there, fails or does not end.
+    """
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
+
+
+def _openmp() -> list[str]:
+    """The OpenMP library of this process, whose threads PyTorch's operations run on; none where it has none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+            path = line[line.find("/") :] if "/" in line else ""
+            if path and Path(path).name.startswith(OPENMP):
+                return [path]
+    return []
+
+
+def _key(name: str, version: str) -> str:
+    """What decides the library's bytes and what they are worth."""
+    parts = (
+        SOURCE.read_bytes(),
+        version,
+        processor_name(),
+        FLAGS,
+        _openmp(),
+        torch.__version__,
+        torch.get_num_threads(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _first_line(fault: Exception) -> str:
+    printed = getattr(fault, "stderr", None)
+    lines = (printed or str(fault) or type(fault).__name__).strip().splitlines()
+    return next((line for line in lines if "error" in line), lines[0])
