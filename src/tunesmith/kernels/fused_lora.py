@@ -3,8 +3,9 @@
 PEFT's own layer keeps three intermediates per layer for the backward pass and adds in separate sweeps over the
 output; here the update is accumulated into the base's product, only x and the [N, rank] projection are kept, and a
 frozen weight's gradient is never formed. Layers with one input (queries, keys and values; gate and up) share the
-product with A, the casts of x, and the sum of its gradient. Several active adapters (PiSSA has two) are one of their
-ranks together. Used where nothing else happens in the layer; dropout, DoRA or quantised bases take PEFT's path.
+product with A, the casts of x, and the sum of its gradient; an x that can be made again (made_again.py) is not kept.
+Several active adapters (PiSSA has two) are one of their ranks together. Used where nothing else happens in the layer;
+dropout, DoRA or quantised bases take PEFT's path.
 Legend: N rows of x, I inputs, O outputs, R rank.
 """
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
+from tunesmith.kernels.made_again import Recipe, recipe_of
 
 
 class Terms(NamedTuple):
@@ -47,7 +49,8 @@ def linears(x: Tensor, layers: Sequence[Terms]) -> tuple[Tensor, ...]:
     dtype = product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         flat, scalings = flattened(layers, dtype)
-        outputs: tuple[Tensor, ...] = _Linears.apply(x.to(dtype), scalings, *flat)  # type: ignore[no-untyped-call]
+        x = x.to(dtype)
+        outputs: tuple[Tensor, ...] = _Linears.apply(x, recipe_of(x), scalings, *flat)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -295,18 +298,22 @@ def _stacked_a(layers: Sequence[Terms], dtype: torch.dtype) -> Tensor | None:
 
 class _Linears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scalings: tuple[float, ...], *flat: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, recipe: Recipe, scalings: tuple[float, ...], *flat: Tensor | None
+    ) -> tuple[Tensor, ...]:
         outputs, low_NR = forward_rows(x.reshape(-1, x.shape[-1]), unflattened(flat, scalings))
-        ctx.save_for_backward(x, low_NR, *flat)
-        ctx.scalings = scalings
+        ctx.save_for_backward(low_NR, *flat, *recipe.inputs)
+        ctx.make, ctx.scalings = recipe.make, scalings
         ctx.set_materialize_grads(False)
         return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, low_NR, *flat = ctx.saved_tensors
+        low_NR, *saved = ctx.saved_tensors
+        flat, inputs = saved[: 4 * len(ctx.scalings)], saved[4 * len(ctx.scalings) :]
+        x = ctx.make(*inputs)
         grads = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_outputs]
-        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
         rows_NI = x.reshape(-1, x.shape[-1])
         grad_x, found = backward_rows(rows_NI, unflattened(flat, ctx.scalings), low_NR, grads, needs)
-        return (None if grad_x is None else grad_x.view_as(x), None, *found)
+        return (None if grad_x is None else grad_x.view_as(x), None, None, *found)

@@ -27,6 +27,8 @@ from tunesmith.kernels.fused_lora import (
     unflattened,
 )
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
+from tunesmith.kernels.made_again import Recipe as HowMade
+from tunesmith.kernels.made_again import recipe_of
 from tunesmith.kernels.native_passes import ACTIVATIONS, native
 
 KINDS = ("silu", "gelu", "gelu_tanh")
@@ -42,7 +44,8 @@ def gated_mlp(x: Tensor, gate: Terms, up: Terms, down: Terms, kind: str) -> Tens
     dtype = product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         flat, scalings = flattened((gate, up, down), dtype)
-        output: Tensor = _GatedMlp.apply(x.to(dtype), kind, scalings, *flat)  # type: ignore[no-untyped-call]
+        x = x.to(dtype)
+        output: Tensor = _GatedMlp.apply(x, recipe_of(x), kind, scalings, *flat)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -172,27 +175,31 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: str, scalings: tuple[float, ...], *flat: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, recipe: HowMade, kind: str, scalings: tuple[float, ...], *flat: Tensor | None
+    ) -> Tensor:
         *first, down = unflattened(flat, scalings)
         (gate_NI, up_NI), low_NR = forward_rows(x.reshape(-1, x.shape[-1]), first)
         (output_ND,), low_down_NR = forward_rows(_gated(kind, gate_NI, up_NI), [down])
-        ctx.save_for_backward(x, gate_NI, up_NI, low_NR, low_down_NR, *flat)
-        ctx.kind, ctx.scalings = kind, scalings
+        ctx.save_for_backward(gate_NI, up_NI, low_NR, low_down_NR, *flat, *recipe.inputs)
+        ctx.make, ctx.kind, ctx.scalings = recipe.make, kind, scalings
         return output_ND.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate_NI, up_NI, low_NR, low_down_NR, *flat = ctx.saved_tensors
+        gate_NI, up_NI, low_NR, low_down_NR, *saved = ctx.saved_tensors
+        flat, inputs = saved[:12], saved[12:]
         *first, down = unflattened(flat, ctx.scalings)
-        needs: Sequence[bool] = ctx.needs_input_grad[3:]
-        upstream_ND = grad_outputs[0].reshape(-1, x.shape[-1])
+        needs: Sequence[bool] = ctx.needs_input_grad[4:]
+        upstream_ND = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
         inner_NI, active_NI = _gated_again(ctx.kind, gate_NI, up_NI)
         grad_NI, found_down = backward_rows(inner_NI, [down], low_down_NR, [upstream_ND], (True, *needs[8:]))
         assert grad_NI is not None
         grads = _gated_backward(ctx.kind, gate_NI, up_NI, grad_NI, active_NI)
+        x = ctx.make(*inputs)
         rows_ND = x.reshape(-1, x.shape[-1])
         grad_x, found = backward_rows(rows_ND, first, low_NR, grads, (ctx.needs_input_grad[0], *needs[:8]))
-        return (None if grad_x is None else grad_x.view_as(x), None, None, *found, *found_down)
+        return (None if grad_x is None else grad_x.view_as(x), None, None, None, *found, *found_down)
 
 
 def _gated(kind: str, gate: Tensor, up: Tensor) -> Tensor:

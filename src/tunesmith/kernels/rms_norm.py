@@ -7,6 +7,7 @@ Legend: N rows, D width.
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
+from tunesmith.kernels.made_again import note_recipe
 from tunesmith.kernels.native_passes import native
 
 
@@ -24,7 +26,9 @@ def rms_norm(
 
     arXiv:1910.07467, eq. 4; Gemma's weight has an offset of 1. Computed in fp32 and rounded once.
     """
-    output: Tensor = _RmsNorm.apply(x, weight_D, epsilon, offset, dtype or x.dtype)  # type: ignore[no-untyped-call]
+    numbers = (epsilon, offset, dtype or x.dtype)
+    output: Tensor = _RmsNorm.apply(x, weight_D, *numbers)  # type: ignore[no-untyped-call]
+    note_recipe(output, lambda x, weight_D: _normalised(x, weight_D, *numbers)[0], x, weight_D)
     return output
 
 
@@ -39,11 +43,21 @@ def fuse_rms_norms(model: nn.Module) -> int:
     """Give every RMS norm of `model` on a processor that proves to be one the fused pass; how many there were.
 
     A candidate has one vector of weights and a number that is its epsilon; what it does with them is found by rows
-    whose mean is not 0 and whose size is near epsilon's root.
+    whose mean is not 0 and whose size is near epsilon's root. One on the meta device, where there are no values, is
+    proven on a copy with random weights, once for all that are alike.
     """
     number = 0
+    without_values: dict[str, Recipe | None] = {}
     for module in model.modules():
-        found = _recognised(module)
+        if _has_one_vector(module) and module.weight.is_meta:
+            alike = f"{module!r} {module.weight.shape} {module.weight.dtype}"
+            if alike not in without_values:
+                copied = copy.deepcopy(module).to_empty(device="cpu")
+                nn.init.normal_(copied.weight, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+                without_values[alike] = _recognised(copied)
+            found = without_values[alike]
+        else:
+            found = _recognised(module)
         if found is not None:
             vars(module)["rms_norm"] = found
             module.forward = MethodType(_forward, module)  # type: ignore[method-assign,assignment]
@@ -61,10 +75,9 @@ class Recipe(NamedTuple):
 
 
 def _recognised(module: nn.Module) -> Recipe | None:
-    weights = list(module.parameters(recurse=False))
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or len(weights) != 1 or weight.ndim != 1 or list(module.children()):
+    if not _has_one_vector(module):
         return None
+    weight: Any = module.weight
     epsilons = [getattr(module, name, None) for name in ("variance_epsilon", "eps", "epsilon")]
     found = [one for one in epsilons if isinstance(one, float)]
     if len(found) != 1 or weight.device.type != "cpu" or not weight.dtype.is_floating_point:
@@ -85,6 +98,12 @@ def _recognised(module: nn.Module) -> Recipe | None:
     return None
 
 
+def _has_one_vector(module: nn.Module) -> bool:
+    weights = list(module.parameters(recurse=False))
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and len(weights) == 1 and weight.ndim == 1 and not list(module.children())
+
+
 @instance_forward
 def _forward(self: Any, x: Tensor) -> Tensor:
     recipe: Recipe = self.rms_norm
@@ -95,17 +114,10 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float, offset: float, dtype: torch.dtype) -> Tensor:
-        exact = torch.promote_types(x.dtype, torch.float32)
-        ctx.offset = offset
-        if (passes := native(x)) and dtype in (torch.bfloat16, torch.float32):
-            output, inverse = passes.rms_norm(x, _scale(weight_D, offset, exact), epsilon, dtype)
-            ctx.save_for_backward(x, weight_D, inverse)
-            return output
-        values = x.to(exact, copy=True)
-        inverse = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-        inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        output, inverse = _normalised(x, weight_D, epsilon, offset, dtype)
         ctx.save_for_backward(x, weight_D, inverse)
-        return values.mul_(inverse).mul_(_scale(weight_D, offset, exact)).to(dtype)
+        ctx.offset = offset
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -127,6 +139,19 @@ class _RmsNorm(torch.autograd.Function):
         shares = torch.linalg.vecdot(upstream, normal).div_(x.shape[-1])
         grad_x = upstream.sub_(normal.mul_(shares[..., None])).mul_(inverse)
         return grad_x.to(x.dtype), grad_weight, None, None, None
+
+
+def _normalised(
+    x: Tensor, weight_D: Tensor, epsilon: float, offset: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The output, and what x was divided by, inverted [..., 1]."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    if (passes := native(x)) and dtype in (torch.bfloat16, torch.float32):
+        return passes.rms_norm(x, _scale(weight_D, offset, exact), epsilon, dtype)
+    values = x.to(exact, copy=True)
+    inverse = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return values.mul_(inverse).mul_(_scale(weight_D, offset, exact)).to(dtype), inverse
 
 
 def _scale(weight_D: Tensor, offset: float, exact: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ from tunesmith.kernels.fuse import fuse
 from tunesmith.kernels.fused_lora import fuse_lora_layers
 from tunesmith.kernels.gated_mlp import fuse_gated_mlps
 from tunesmith.kernels.packed_attention import BEHIND_VIRTUAL_TOKENS, NAME, has_virtual_tokens
+from tunesmith.kernels.rms_norm import fuse_rms_norms
 from tunesmith.methods.base import Method
 from tunesmith.models.configuration import LABELLED, NUMBER, check_task, set_labels
 from tunesmith.models.fresh import seeded
@@ -66,6 +67,7 @@ def sketch(  # noqa: PLR0913 - everything that decides what a learner costs
                 fuse(model, lambda: probe(model))
             else:  # the rest is proven with values, and saves little
                 fuse_gated_mlps(model)
+                fuse_rms_norms(model)
                 fuse_lora_layers(model)
     reason = _why_padded(model, objective, packing)
     if not is_cuda and (not reason or _has_own_attention(model)):
