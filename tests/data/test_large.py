@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith import recipe
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Warning
 from tunesmith.data import json_stream, large, near, scan, sides
@@ -328,6 +329,15 @@ def test_groups_of_several_sources_and_of_classes_are_the_same(monkeypatch: pyte
         joined = [{"text": few[i]["text"], "label": "c1", "who": draw.randrange(30, 60)} for i in range(0, 48, 3)]
         source = write("rows.jsonl", [*few, *many, *joined])
         assert are_same(*both(monkeypatch, seed, source=source, split=split | {"validation": 0.5}, dedup="none"))
+
+
+def test_sides_that_are_kept_are_not_those_of_another_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "LARGE_BYTES", 1)
+    source = write("rows.jsonl", [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(60)])
+    assert len(load_data(DataSettings(source=source), seed=1).validation) == 6
+    for module in (recipe, large):
+        monkeypatch.setattr(module, "USUAL_VALIDATION", 0.5)
+    assert len(load_data(DataSettings(source=source), seed=1).validation) == 30
 
 
 def peak(settings: DataSettings, seed: int) -> int:

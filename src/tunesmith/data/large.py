@@ -34,7 +34,7 @@ from tunesmith.data.spool import NAME, NotLarge
 from tunesmith.data.stored import Places, Reading, StoredExamples
 from tunesmith.data.write import contents_sha256
 from tunesmith.formats.base import Format
-from tunesmith.recipe import DataSettings
+from tunesmith.recipe import MOST_VALIDATION, USUAL_VALIDATION, DataSettings
 
 LARGE_BYTES = 128 * 2**20
 """Smaller files are held: their examples take some 500 MB."""
@@ -149,7 +149,8 @@ def _key(settings: DataSettings, own: Sequence[Sequence[Example]], details: Sequ
     """SHA-256 over the files, the held-out rows beside them, the settings and the code that reads rows."""
     shown = settings.model_dump(mode="json", exclude={"max_length", "documents"})
     sums = [[asdict(file) for file in source_files(source.path)] for source in sources_of(settings)]
-    parts = (seed, shown, sums, [found.all() for found in details], [contents_sha256(side) for side in own])
+    shares = (USUAL_VALIDATION, MOST_VALIDATION)  # of `auto`, which the settings do not show
+    parts = (seed, shown, shares, sums, [found.all() for found in details], [contents_sha256(side) for side in own])
     digest = hashlib.sha256(repr(parts).encode())
     for folder in (Path(__file__).parent, Path(__file__).parent.parent / "formats"):
         for file in sorted(folder.glob("*.py")):
