@@ -334,10 +334,10 @@ def test_groups_of_several_sources_and_of_classes_are_the_same(monkeypatch: pyte
 def test_sides_that_are_kept_are_not_those_of_another_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large, "LARGE_BYTES", 1)
     source = write("rows.jsonl", [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(60)])
-    assert len(load_data(DataSettings(source=source), seed=1).validation) == 6
+    usual = len(load_data(DataSettings(source=source), seed=1).validation)
     for module in (recipe, large):
         monkeypatch.setattr(module, "USUAL_VALIDATION", 0.5)
-    assert len(load_data(DataSettings(source=source), seed=1).validation) == 30
+    assert len(load_data(DataSettings(source=source), seed=1).validation) > 2 * usual > 0
 
 
 def peak(settings: DataSettings, seed: int) -> int:
