@@ -194,7 +194,8 @@ def _others(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: E
 
 def _smaller(draft: Draft, recipe: Recipe, target: Target, own: Estimate, emit: Emit) -> tuple[Alternative, ...]:
     """Settings with which the recipe would fit, from the gentlest on; those that are too big are left out."""
-    ladder = _ladder(draft, recipe, tokens_at_once(recipe.train, target.device, own.precision))
+    at_once = tokens_at_once(recipe.train, target.device, own.precision)
+    ladder = _ladder(draft, recipe, min(at_once, recipe.train.tokens_per_step))
     found: list[Alternative] = []
     for place, (title, changes) in enumerate(ladder):
         emit(Progress(STEP, place, len(ladder), label=title))
