@@ -21,10 +21,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from tunesmith.core.cache import user_cache
+from tunesmith.core.cache import Cache, user_cache
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Emit, Warning
-from tunesmith.core.publish import discard, is_whole, publishing
 from tunesmith.core.run import RunFolder
 from tunesmith.kernels.block_attention import block_attention
 from tunesmith.kernels.cross_entropy import chunked_cross_entropy
@@ -51,6 +50,8 @@ OPENMP = ("libgomp", "libiomp5", "libomp")
 """Libraries that have the functions which g++ calls for `#pragma omp parallel`."""
 SECONDS = 120.0
 """After so many a compiler is given up."""
+LIMIT_BYTES = 2**24
+"""Of all libraries that are kept, some 50 kB each."""
 LIBRARY, VERDICT = "passes.so", "verdict.json"
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 """Of the largest number of a result, between native and plain passes."""
@@ -97,11 +98,7 @@ def native_passes() -> Found:
         return Found(None, "no C++ compiler")
     try:
         version = _run([*name.split(), "-dumpfullversion", "-dumpversion"]).strip()
-        folder = user_cache() / "native" / _key(name, version)
-        if not is_whole(folder):
-            if folder.exists():
-                discard(folder)
-            _make(folder, name)
+        folder = Cache(user_cache() / "native", LIMIT_BYTES).open(_key(name, version), partial(_make, name))
         passes, verdict = NativePasses(folder / LIBRARY), json.loads((folder / VERDICT).read_text(encoding="utf-8"))
         ratio, is_right = float(verdict["ratio"]), bool(verdict["is_right"])
     except (OSError, AttributeError, UserError, ValueError, KeyError, subprocess.SubprocessError) as fault:
@@ -114,21 +111,15 @@ def native_passes() -> Found:
     return Found(passes, f"{ratio:.1f} times as fast as PyTorch's operations, by {by}")
 
 
-def _make(folder: Path, name: str) -> None:
-    """Compile, prove and publish; another process may be first with the same."""
-    try:
-        with publishing(folder) as draft:
-            object_file, library = draft / "passes.o", draft / LIBRARY
-            threads = _openmp()
-            of_threads = ["-fopenmp"] if threads and "clang" not in name else []
-            command = name.split()
-            _run([*command, *FLAGS, *of_threads, "-c", str(SOURCE), "-o", str(object_file)])
-            _run([*command, "-shared", str(object_file), "-o", str(library), *(threads if of_threads else [])])
-            object_file.unlink()
-            (draft / VERDICT).write_text(json.dumps(_verdict(NativePasses(library))), encoding="utf-8")
-    except UserError as fault:
-        if fault.code != "exists":
-            raise
+def _make(name: str, draft: Path) -> None:
+    """Compile, prove, and write down what came of it."""
+    object_file, library = draft / "passes.o", draft / LIBRARY
+    threads = [] if "clang" in name else _openmp()  # clang's code calls a library of its own
+    command = name.split()
+    _run([*command, *FLAGS, *(["-fopenmp"] if threads else []), "-c", str(SOURCE), "-o", str(object_file)])
+    _run([*command, "-shared", str(object_file), "-o", str(library), *threads])
+    object_file.unlink()
+    (draft / VERDICT).write_text(json.dumps(_verdict(NativePasses(library))), encoding="utf-8")
 
 
 def _verdict(passes: NativePasses) -> dict[str, float | bool]:
@@ -222,15 +213,8 @@ def _openmp() -> list[str]:
 
 def _key(name: str, version: str) -> str:
     """What decides the library's bytes and what they are worth."""
-    parts = (
-        SOURCE.read_bytes(),
-        version,
-        processor_name(),
-        FLAGS,
-        _openmp(),
-        torch.__version__,
-        torch.get_num_threads(),
-    )
+    here = (processor_name(), _openmp(), torch.__version__, torch.get_num_threads())
+    parts = (SOURCE.read_bytes(), name, version, FLAGS, *here)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
