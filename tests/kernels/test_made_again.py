@@ -12,7 +12,7 @@ from tunesmith.core.plugins import build
 from tunesmith.kernels.fuse import fuse
 from tunesmith.kernels.fused_lora import Terms, linears
 from tunesmith.kernels.gated_mlp import gated_mlp
-from tunesmith.kernels.made_again import note_recipe, recipe_of
+from tunesmith.kernels.made_again import how_made, note_how_made
 from tunesmith.kernels.rms_norm import rms_norm
 from tunesmith.models.probe import probe
 from tunesmith.models.tiny import tiny
@@ -22,13 +22,9 @@ def _states(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-TERMS = [Terms(_states(*shape)) for shape in ((16, 8), (16, 8), (8, 16))]
-READERS = {
-    "linears": lambda x: linears(x, [Terms(_states(4, 8), None, _states(2, 8).requires_grad_(), _states(4, 2), 2.0)])[
-        0
-    ],
-    "gated_mlp": lambda x: gated_mlp(x, *TERMS, "silu"),
-}
+GATED = [Terms(_states(*shape)) for shape in ((16, 8), (16, 8), (8, 16))]
+ADAPTED = Terms(_states(4, 8), None, _states(2, 8).requires_grad_(), _states(4, 2), 2.0)
+READERS = {"linears": lambda x: linears(x, [ADAPTED])[0], "gated_mlp": lambda x: gated_mlp(x, *GATED, "silu")}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -56,20 +52,27 @@ def test_an_input_that_was_changed_meanwhile_is_a_fault():
         output.sum().backward()
 
 
+def test_a_tensor_that_was_changed_since_it_was_made_is_kept():
+    x = _states(1, 5, 8).requires_grad_()
+    normal = rms_norm(x, _states(8), 1e-5)
+    normal.mul_(2)
+    assert how_made(normal).inputs == (normal,)
+
+
 def test_nothing_is_noted_without_gradients_and_another_tensor_is_kept():
     x = _states(3, 8)
     with torch.no_grad():
         normal = rms_norm(x, _states(8), 1e-5)
-    recipe = recipe_of(normal)
-    assert recipe.inputs == (normal,) and recipe.make(*recipe.inputs) is normal
-    note_recipe(normal, torch.neg, x)
-    assert torch.equal(recipe_of(normal).make(*recipe_of(normal).inputs), -x)
+    how = how_made(normal)
+    assert how.inputs == (normal,) and how.make(*how.inputs) is normal
+    note_how_made(normal, torch.neg, x)
+    assert torch.equal(how_made(normal).make(*how_made(normal).inputs), -x)
 
 
 def test_a_lora_model_keeps_no_norm_and_learns_the_same(monkeypatch):
     alive, gradients = _norms_alive_and_gradients()
     assert alive == [False] * len(alive)
-    monkeypatch.setattr("tunesmith.kernels.rms_norm.note_recipe", lambda *arguments: None)
+    monkeypatch.setattr("tunesmith.kernels.rms_norm.note_how_made", lambda *arguments: None)
     alive, others = _norms_alive_and_gradients()
     assert alive == [True] * len(alive)
     for one, other in zip(gradients, others, strict=True):

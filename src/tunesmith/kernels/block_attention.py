@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tunesmith.kernels.example_groups import BLOCK, LONGEST_KEPT, Attend, Block, blocks
 from tunesmith.kernels.gathering import Arrangement, arranged
-from tunesmith.kernels.native_passes import UNLIMITED, native
+from tunesmith.kernels.native_passes import NO_END, native
 
 _Random = np.random.Generator
 _PARTS = 2**15
@@ -224,8 +224,8 @@ class _Group:
         """What each query of a block gives each key it sees, [K, G x Q, S]; the scores are used up."""
         if self.hidden is None and self.sinks is None and (passes := native(scores)):
             first, last, low, _ = block
-            before = first - low - self.attend.left if self.attend.left >= 0 else -UNLIMITED
-            after = first - low + self.attend.right + 1 if self.attend.right >= 0 else UNLIMITED
+            before = first - low - self.attend.left if self.attend.left >= 0 else -NO_END
+            after = first - low + self.attend.right + 1 if self.attend.right >= 0 else NO_END
             return passes.softmax(scores, scores if out is None else out, last - first, before, after)
         _hide_(scores.view(-1, block[1] - block[0], block[3] - block[2]), block, self.attend)
         if self.hidden is not None:

@@ -167,7 +167,8 @@ class _Head:
         """-log softmax[label] of a chunk's rows; its logits become the errors, d loss / d logits, in place."""
         if self.transform == PLAIN and upstream_N is None and (passes := native(logits)):
             labels = self.labels_N[chunk].contiguous()
-            if bool(((labels >= 0) & (labels < logits.shape[1])).all()):  # else PyTorch says what is wrong
+            are_words = labels.dtype == torch.int64 and bool(((labels >= 0) & (labels < logits.shape[1])).all())
+            if are_words:  # else PyTorch says what is wrong
                 return passes.cross_entropy_(logits, labels, z_loss=self.z_loss, makes_errors=makes_errors)
         exact = _exact(logits.dtype)
         size = SLICE_BYTES if logits.device.type == "cpu" else logits.numel() * exact.itemsize

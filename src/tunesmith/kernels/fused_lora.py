@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
-from tunesmith.kernels.made_again import Recipe, recipe_of
+from tunesmith.kernels.made_again import HowMade, how_made
 
 
 class Terms(NamedTuple):
@@ -50,7 +50,7 @@ def linears(x: Tensor, layers: Sequence[Terms]) -> tuple[Tensor, ...]:
     with torch.autocast(x.device.type, enabled=False):
         flat, scalings = flattened(layers, dtype)
         x = x.to(dtype)
-        outputs: tuple[Tensor, ...] = _Linears.apply(x, recipe_of(x), scalings, *flat)  # type: ignore[no-untyped-call]
+        outputs: tuple[Tensor, ...] = _Linears.apply(x, how_made(x), scalings, *flat)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -299,11 +299,11 @@ def _stacked_a(layers: Sequence[Terms], dtype: torch.dtype) -> Tensor | None:
 class _Linears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, recipe: Recipe, scalings: tuple[float, ...], *flat: Tensor | None
+        ctx: Any, x: Tensor, how: HowMade, scalings: tuple[float, ...], *flat: Tensor | None
     ) -> tuple[Tensor, ...]:
         outputs, low_NR = forward_rows(x.reshape(-1, x.shape[-1]), unflattened(flat, scalings))
-        ctx.save_for_backward(low_NR, *flat, *recipe.inputs)
-        ctx.make, ctx.scalings = recipe.make, scalings
+        ctx.save_for_backward(low_NR, *flat, *how.inputs)
+        ctx.make, ctx.scalings = how.make, scalings
         ctx.set_materialize_grads(False)
         return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 

@@ -27,9 +27,8 @@ from tunesmith.kernels.fused_lora import (
     unflattened,
 )
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
-from tunesmith.kernels.made_again import Recipe as HowMade
-from tunesmith.kernels.made_again import recipe_of
-from tunesmith.kernels.native_passes import ACTIVATIONS, native
+from tunesmith.kernels.made_again import HowMade, how_made
+from tunesmith.kernels.native_passes import ACTIVATIONS, NativePasses, native
 
 KINDS = ("silu", "gelu", "gelu_tanh")
 MOST_STOOD_IN = 2**28
@@ -45,7 +44,7 @@ def gated_mlp(x: Tensor, gate: Terms, up: Terms, down: Terms, kind: str) -> Tens
     with torch.autocast(x.device.type, enabled=False):
         flat, scalings = flattened((gate, up, down), dtype)
         x = x.to(dtype)
-        output: Tensor = _GatedMlp.apply(x, recipe_of(x), kind, scalings, *flat)  # type: ignore[no-untyped-call]
+        output: Tensor = _GatedMlp.apply(x, how_made(x), kind, scalings, *flat)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -176,13 +175,13 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, recipe: HowMade, kind: str, scalings: tuple[float, ...], *flat: Tensor | None
+        ctx: Any, x: Tensor, how: HowMade, kind: str, scalings: tuple[float, ...], *flat: Tensor | None
     ) -> Tensor:
         *first, down = unflattened(flat, scalings)
         (gate_NI, up_NI), low_NR = forward_rows(x.reshape(-1, x.shape[-1]), first)
         (output_ND,), low_down_NR = forward_rows(_gated(kind, gate_NI, up_NI), [down])
-        ctx.save_for_backward(gate_NI, up_NI, low_NR, low_down_NR, *flat, *recipe.inputs)
-        ctx.make, ctx.kind, ctx.scalings = recipe.make, kind, scalings
+        ctx.save_for_backward(gate_NI, up_NI, low_NR, low_down_NR, *flat, *how.inputs)
+        ctx.make, ctx.kind, ctx.scalings = how.make, kind, scalings
         return output_ND.view_as(x)
 
     @staticmethod
@@ -202,14 +201,18 @@ class _GatedMlp(torch.autograd.Function):
         return (None if grad_x is None else grad_x.view_as(x), None, None, None, *found, *found_down)
 
 
+def _passes(kind: str, *states: Tensor) -> NativePasses | None:
+    return native(*states) if kind in ACTIVATIONS else None
+
+
 def _gated(kind: str, gate: Tensor, up: Tensor) -> Tensor:
-    passes = native(gate, up)
-    return passes.gated(kind, gate, up) if passes and kind in ACTIVATIONS else activation(kind, gate).mul_(up)
+    passes = _passes(kind, gate, up)
+    return passes.gated(kind, gate, up) if passes else activation(kind, gate).mul_(up)
 
 
 def _gated_again(kind: str, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """act(gate) * up, and what `_gated_backward` takes for act(gate): natively nothing but room."""
-    if (passes := native(gate, up)) and kind in ACTIVATIONS:
+    if passes := _passes(kind, gate, up):
         inner = passes.gated(kind, gate, up)
         return inner, inner
     active = activation(kind, gate)
@@ -218,7 +221,7 @@ def _gated_again(kind: str, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gated_backward(kind: str, gate: Tensor, up: Tensor, grad: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of gate and up; `grad`, that of their product, and `active` are used up."""
-    if (passes := native(gate, up)) and kind in ACTIVATIONS:
+    if passes := _passes(kind, gate, up):
         passes.gated_backward_(kind, gate, up, grad, into_up=active)
         return grad, active
     active.mul_(grad)

@@ -15,23 +15,23 @@ from torch import Tensor
 _NOTE = "made_again"
 
 
-class Recipe(NamedTuple):
+class HowMade(NamedTuple):
     """How a tensor is made, to the bit."""
 
     make: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
 
 
-def note_recipe(made: Tensor, make: Callable[..., Tensor], *inputs: Tensor) -> None:
+def note_how_made(made: Tensor, make: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Note that `make(*inputs)` gives `made` again; for inputs that somebody keeps for the backward pass."""
     if torch.is_grad_enabled():
-        setattr(made, _NOTE, Recipe(make, tuple(one.detach() for one in inputs)))
+        setattr(made, _NOTE, (made._version, HowMade(make, tuple(one.detach() for one in inputs))))
 
 
-def recipe_of(tensor: Tensor) -> Recipe:
-    """How to have the tensor again: what was noted, or by keeping it."""
-    noted: Recipe | None = getattr(tensor, _NOTE, None)
-    return noted or Recipe(_as_it_is, (tensor,))
+def how_made(tensor: Tensor) -> HowMade:
+    """How to have the tensor again: as was noted, or by keeping it where nothing was or it was changed since."""
+    version, noted = getattr(tensor, _NOTE, (None, None))
+    return noted if noted is not None and version == tensor._version else HowMade(_as_it_is, (tensor,))
 
 
 def _as_it_is(kept: Tensor) -> Tensor:

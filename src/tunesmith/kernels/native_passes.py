@@ -20,8 +20,8 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 ACTIVATIONS = ("silu", "gelu_tanh")
-UNLIMITED = 2**40
-"""A reach without an end, in keys."""
+NO_END = 2**40
+"""More keys than any row has."""
 _NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _ROTARY = ("bf16_bf16_bf16", "fp32_fp32_fp32", "bf16_fp32_fp32", "fp32_fp32_bf16")
 _in_use: ContextVar[NativePasses | None] = ContextVar("native passes in use", default=None)
@@ -118,6 +118,7 @@ class NativePasses:
         name = f"rotary_{_NAMES.get(x_BHTD.dtype)}_{_NAMES.get(cos_BTD.dtype)}_{_NAMES.get(dtype)}"
         row, head, token, number = x_BHTD.stride()
         is_one_after_the_other = (head, number) == (width, 1) and (batch == 1 or row == length * token)
+        is_one_after_the_other &= cos_BTD.shape[0] in (1, batch) and width % 2 == 0
         if name not in self._functions or not is_one_after_the_other or x_BHTD.device.type != "cpu":
             return None
         out = torch.empty(batch, length, heads, width, dtype=dtype)

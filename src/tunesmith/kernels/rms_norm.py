@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.instance_forward import instance_forward, own_forward
-from tunesmith.kernels.made_again import note_recipe
+from tunesmith.kernels.made_again import note_how_made
 from tunesmith.kernels.native_passes import native
 
 
@@ -28,7 +28,7 @@ def rms_norm(
     """
     numbers = (epsilon, offset, dtype or x.dtype)
     output: Tensor = _RmsNorm.apply(x, weight_D, *numbers)  # type: ignore[no-untyped-call]
-    note_recipe(output, lambda x, weight_D: _normalised(x, weight_D, *numbers)[0], x, weight_D)
+    note_how_made(output, lambda x, weight_D: _normalised(x, weight_D, *numbers)[0], x, weight_D)
     return output
 
 
@@ -123,8 +123,8 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, weight_D, inverse = ctx.saved_tensors
         exact = inverse.dtype
-        if ctx.needs_input_grad[0] and (passes := native(x, grad_outputs[0], inverse)):
-            scale = _scale(weight_D, ctx.offset, exact)
+        scale = _scale(weight_D, ctx.offset, exact)
+        if ctx.needs_input_grad[0] and (passes := native(x, scale, inverse, grad_outputs[0])):
             needs_scale = ctx.needs_input_grad[1]
             grad_x, grad_scale = passes.rms_norm_backward(x, scale, inverse, grad_outputs[0], needs_scale=needs_scale)
             return grad_x, None if grad_scale is None else grad_scale.to(weight_D.dtype), None, None, None
@@ -135,7 +135,7 @@ class _RmsNorm(torch.autograd.Function):
             grad_weight = (upstream * normal).flatten(0, -2).sum(0).to(weight_D.dtype)
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None, None, None
-        upstream.mul_(_scale(weight_D, ctx.offset, exact))
+        upstream.mul_(scale)
         shares = torch.linalg.vecdot(upstream, normal).div_(x.shape[-1])
         grad_x = upstream.sub_(normal.mul_(shares[..., None])).mul_(inverse)
         return grad_x.to(x.dtype), grad_weight, None, None, None
@@ -146,14 +146,16 @@ def _normalised(
 ) -> tuple[Tensor, Tensor]:
     """The output, and what x was divided by, inverted [..., 1]."""
     exact = torch.promote_types(x.dtype, torch.float32)
-    if (passes := native(x)) and dtype in (torch.bfloat16, torch.float32):
-        return passes.rms_norm(x, _scale(weight_D, offset, exact), epsilon, dtype)
+    scale = _scale(weight_D, offset, exact)
+    is_taken = scale.shape == x.shape[-1:] and dtype in (torch.bfloat16, torch.float32)
+    if is_taken and (passes := native(x, scale)):
+        return passes.rms_norm(x, scale, epsilon, dtype)
     values = x.to(exact, copy=True)
     inverse = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
     inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-    return values.mul_(inverse).mul_(_scale(weight_D, offset, exact)).to(dtype), inverse
+    return values.mul_(inverse).mul_(scale).to(dtype), inverse
 
 
 def _scale(weight_D: Tensor, offset: float, exact: torch.dtype) -> Tensor:
-    weight = weight_D.to(exact)
+    weight = weight_D.detach().to(exact)
     return weight + offset if offset else weight

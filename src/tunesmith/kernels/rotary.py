@@ -131,8 +131,7 @@ class _Rotary(torch.autograd.Function):
 
 def _natively(x_BHTD: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, *, turns_back: bool) -> Tensor | None:
     """The turned states by native passes; None where these do not take them."""
-    heads, length = cos.shape[1:3]
-    if heads != 1 or length != x_BHTD.shape[2] or not (passes := native(cos, sin)):
+    if cos.shape[1:] != (1, *x_BHTD.shape[2:]) or cos.shape != sin.shape or not (passes := native(cos, sin)):
         return None
     return passes.rotary(x_BHTD, cos, sin, dtype, turns_back=turns_back)
 

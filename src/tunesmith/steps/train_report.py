@@ -119,9 +119,7 @@ def head(run: RunFolder, work: Work, loop: Loop, first: int) -> Started:
             ("method", f"{recipe.method.summary()} · {cost.line()}{new_head}"),
             ("plan", f"{steps} · {layout}"),
             *((("cache", cache),) if (cache := loop.frozen.line()) else ()),
-            ("memory", loop.room.line(loop.state)),
-            ("kernels", loop.native.line()),
-            ("blocks", loop.compiling.line()),
+            *loop.lines(),
         ),
         on_interrupt=f"finishes this step and saves; resume with: tunesmith train --resume {run.path}",
     )

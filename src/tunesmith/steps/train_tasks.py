@@ -227,9 +227,7 @@ def _head(run: RunFolder, joint: JointWork, loop: Loop, first: int) -> Started:
         lines.append((name, f"{work.recipe.objective.name} · {rows}{test} rows · {layout}{often}"))
     lines.append(("method", f"{recipe.method.summary()} · {count(trainable)} trainable ({trainable / total:.1%})"))
     lines.append(("plan", f"{count(loop.order.num_steps)} steps of {count(recipe.train.tokens_per_step)} tokens"))
-    lines.append(("memory", loop.room.line(loop.state)))
-    lines.append(("kernels", loop.native.line()))
-    lines.append(("blocks", loop.compiling.line()))
+    lines += loop.lines()
     return Started(
         STEP,
         run.name,

@@ -134,6 +134,14 @@ class Loop:
         self.run.keep_metrics(self.state.step)
         return self.state.step
 
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """What was chosen for memory and speed, and why, in words."""
+        return (
+            ("memory", self.room.line(self.state)),
+            ("kernels", self.native.line()),
+            ("blocks", self.compiling.line()),
+        )
+
     def fit(self, sample: Sampler) -> TrainingState:
         """Train to the end, or until validation stops improving; the model ends with the weights to keep.
 
