@@ -107,6 +107,20 @@ def test_without_a_compiler_or_with_a_broken_one_the_reason_is_told(cache, monke
     assert make_now().why.startswith("not compiled: ")
 
 
+def test_what_cannot_be_loaded_is_told_as_that(cache, monkeypatch, tmp_path) -> None:
+    foreign = tmp_path / "g++"
+    lines = (
+        '[ "$1" = -dumpfullversion ] && echo 12 && exit',
+        'while [ "$1" != -o ]; do shift; done',
+        'echo junk > "$2"',
+    )
+    foreign.write_text("\n".join(("#!/bin/sh", *lines)), encoding="utf-8")
+    foreign.chmod(0o755)
+    monkeypatch.setattr(native, "compiler", lambda: str(foreign))
+    assert make_now() == Found(None, "not compiled: what was compiled cannot be loaded")
+    assert not list(cache.iterdir())
+
+
 def test_a_cache_that_cannot_be_written_costs_the_passes_alone(monkeypatch, tmp_path) -> None:
     (tmp_path / "tunesmith").write_text("a file where the folder would be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -119,7 +119,11 @@ def _make(name: str, draft: Path) -> None:
     _run([*command, *FLAGS, *(["-fopenmp"] if threads else []), "-c", str(SOURCE), "-o", str(object_file)])
     _run([*command, "-shared", str(object_file), "-o", str(library), *threads])
     object_file.unlink()
-    (draft / VERDICT).write_text(json.dumps(_verdict(NativePasses(library))), encoding="utf-8")
+    try:
+        passes = NativePasses(library)
+    except OSError as fault:  # the folder may hold no programs, or the compiler be one for another machine
+        raise ValueError("what was compiled cannot be loaded") from fault
+    (draft / VERDICT).write_text(json.dumps(_verdict(passes)), encoding="utf-8")
 
 
 def _verdict(passes: NativePasses) -> dict[str, float | bool]:
