@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def _loop(folder: Path, events: list[Event], **settings) -> Loop:
 @needs_compiler
 def test_it_is_made_once_and_read_back(cache, monkeypatch) -> None:
     found = make_now()
-    assert found.passes is not None and "times as fast as PyTorch's operations, by " in found.why
+    assert found.passes is not None and "times as fast as PyTorch's operations, " in found.why
     (folder,) = cache.iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "passes.so", "verdict.json"]
     monkeypatch.setattr(native, "_make", lambda *arguments: pytest.fail("made twice"))
@@ -76,13 +77,54 @@ def test_what_is_damaged_is_made_again(cache) -> None:
     ],
 )
 def test_passes_that_compute_something_else_are_not_used(cache, monkeypatch, tmp_path, right, wrong) -> None:
-    source = tmp_path / "wrong.cpp"
-    text = native.SOURCE.read_text(encoding="utf-8")
-    assert text.count(right) == 1
-    source.write_text(text.replace(right, wrong), encoding="utf-8")
-    monkeypatch.setattr(native, "SOURCE", source)
+    _break(right, wrong, tmp_path, monkeypatch)
     found = make_now()
     assert found.passes is None and "is not what PyTorch computes" in found.why
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("min(span.keys(), first + count + attend.right)", "min(span.keys(), first + count + attend.right - 1)"),
+        ("max(0L, key - attend.right - first)", "max(0L, key - attend.right - first + 1)"),
+        ("min(count, key + attend.left + 1 - first)", "min(count, key + attend.left - first)"),
+        ("inverse, block.count, out", "largest, block.count, out"),
+        ("logs[q] + std::log(sum[q])", "std::log(sum[q])"),
+        ("dots[q] = dot;", "dots[q] = 0;"),
+        ("products<false>(keys_turned + block.low, padded", "products<false>(keys_turned, padded"),
+        ("attend.scale, grad_key", "1.0f, grad_key"),
+        ("value_sums, keys, width, 1.0f", "value_sums, keys - 1, width, 1.0f"),
+        ("query_columns + at * 2, QUERIES", "query_columns, QUERIES"),
+    ],
+)
+def test_attention_that_computes_something_else_is_not_used(cache, monkeypatch, tmp_path, right, wrong) -> None:
+    found = make_now()
+    assert found.passes is not None
+    if not found.passes.attends:
+        pytest.skip("needs a processor that multiplies pairs of bf16 numbers")
+    _break(right, wrong, tmp_path, monkeypatch)
+    found = make_now()
+    assert found.passes is None and "is not what PyTorch computes" in found.why
+
+
+def _break(right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put sources in place of the passes' own in which one formula is another."""
+    sources = tmp_path / "sources"
+    shutil.copytree(native.SOURCES, sources)
+    (source,) = (path for path in sources.iterdir() if right in path.read_text(encoding="utf-8"))
+    text = source.read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    source.write_text(text.replace(right, wrong), encoding="utf-8")
+    monkeypatch.setattr(native, "SOURCES", sources)
+
+
+@needs_compiler
+def test_attention_that_is_no_faster_stays_as_it_was(cache, monkeypatch) -> None:
+    verdict = {"is_right": True, "ratio": 2.0, "attention": 1.0}
+    monkeypatch.setattr(native, "_verdict", lambda library: verdict)
+    found = make_now()
+    assert found.passes is not None and not found.passes.attends and "attention" not in found.why
 
 
 @needs_compiler

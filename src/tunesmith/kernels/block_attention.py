@@ -3,7 +3,7 @@
 For each block of queries there are three plain products with the keys it may see, so the matrix unit does the work and
 nothing above the diagonal, beyond a window, across an example's border or on padding is computed. PyTorch's own CPU
 kernel takes 2 to 5 times as long for forward and backward together (docs/log.md). The queries that share a key head go
-through each product together, so grouped queries cost no copies of keys.
+through each product together, so grouped queries cost no copies of keys. What native_attention.py can take goes there.
 
 It is one operator to `torch.compile`. The examples are a tensor, so that other lengths compile nothing anew.
 Legend: B rows, H query heads, K key/value heads, G = H / K, T tokens, D head width, N examples, Q queries of a block,
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tunesmith.kernels.example_groups import BLOCK, LONGEST_KEPT, Attend, Block, blocks
 from tunesmith.kernels.gathering import Arrangement, arranged
+from tunesmith.kernels.native_attention import attends_natively, native_attention
 from tunesmith.kernels.native_passes import NO_END, native
 
 _Random = np.random.Generator
@@ -50,6 +51,8 @@ def block_attention(
     if torch.is_autocast_enabled("cpu"):  # fp32 rotary positions give fp32 queries beside bf16 values
         dtype = torch.get_autocast_dtype("cpu")
         query_BHTD, key_BKTD, value_BKTD = query_BHTD.to(dtype), key_BKTD.to(dtype), value_BKTD.to(dtype)
+    if sinks_H is None and attends_natively(query_BHTD, key_BKTD, value_BKTD, spans_N5, attend):
+        return native_attention(query_BHTD, key_BKTD, value_BKTD, spans_N5, attend)
     if sinks_H is not None:
         sinks_H = sinks_H.to(query_BHTD.dtype)
     seed = torch.randint(2**62, (1,)) if attend.dropout else None

@@ -1,4 +1,4 @@
-"""Passes of native_passes.cpp on tensors: norms, rotary positions, gated activations, softmax and losses.
+"""Passes of native/ on tensors: norms, rotary positions, gated activations, softmax, losses and attention.
 
 Each kernel asks `native` whether its tensors can go through them, and has a plain form for when they cannot: outside
 `used`, on a GPU, in another dtype, with gaps in memory. training/native.py compiles the library and proves it.
@@ -8,7 +8,7 @@ Legend: N rows, V vocabulary, D width, B rows of a batch, H heads, T tokens, K k
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import product
@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = Path(__file__).with_name("native")
 ACTIVATIONS = ("silu", "gelu_tanh")
 NO_END = 2**40
 """More keys than any row has."""
+Reach = tuple[float, int, int]
+"""What scores are multiplied by, and the keys before and after its own place that a query sees, -1 for all."""
 _NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _ROTARY = ("bf16_bf16_bf16", "fp32_fp32_fp32", "bf16_fp32_fp32", "fp32_fp32_bf16")
 _in_use: ContextVar[NativePasses | None] = ContextVar("native passes in use", default=None)
@@ -42,6 +44,12 @@ def in_use() -> bool:
     return _in_use.get() is not None
 
 
+def attending() -> NativePasses | None:
+    """The passes in use, if attention goes through them too."""
+    passes = _in_use.get()
+    return passes if passes is not None and passes.attends else None
+
+
 def native(*tensors: Tensor) -> NativePasses | None:
     """The passes in use, if all tensors are what they take: bf16 or fp32 without gaps, in this machine's memory."""
     passes = _in_use.get()
@@ -53,12 +61,12 @@ def native(*tensors: Tensor) -> NativePasses | None:
 class NativePasses:
     """The functions of a compiled library; tensors are as `native` asks, and of one dtype where not said otherwise."""
 
-    def __init__(self, library: Path) -> None:
-        """Load it.
+    def __init__(self, library: Path, *, attends: bool = True) -> None:
+        """Load it; with `attends` for attention too, where the processor has what that takes.
 
         Raises:
             OSError: It cannot be loaded.
-            AttributeError: It is not what was compiled from `SOURCE`.
+            AttributeError: It is not what was compiled from `SOURCES`.
         """
         loaded = ctypes.CDLL(str(library))
         address, number, whole, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
@@ -77,6 +85,13 @@ class NativePasses:
             )
             for kind in kinds
         }
+        self.attends = attends and hasattr(loaded, "attention")
+        """Whether they have attention as one pass."""
+        if self.attends:
+            numbers = [number, real, number, number]
+            of_attention = {"attention": [*[address] * 6, *numbers, *[address] * 2, whole]}
+            of_attention["attention_backward"] = [*[address] * 8, *numbers, *[address] * 4, whole]
+            self._functions |= {name: _declared(loaded, name, arguments) for name, arguments in of_attention.items()}
 
     def rms_norm(self, x: Tensor, scale_D: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """x / sqrt(mean(x^2) + epsilon) * scale in `dtype`, [..., D], and what it divides x by, inverted, [..., 1].
@@ -145,6 +160,23 @@ class NativePasses:
         self._call(name, logits_NV, labels_N, losses, *logits_NV.shape, z_loss, int(makes_errors))
         return losses
 
+    def attend(
+        self, states: Sequence[Tensor], spans_N5: Tensor, reach: Reach, output: Tensor, log_sums: Tensor
+    ) -> None:
+        """Write attention's output [B, T, H, D] and log-sums [B, T, H] for queries, keys and values, [B, heads, T, D].
+
+        Examples are as `block_attention` has them; what lies in none of them stays as it is.
+        """
+        layout = (_strides(states), spans_N5.contiguous(), _sizes(states))
+        self._call("attention", *states, *layout, len(spans_N5), *reach, output, log_sums)
+
+    def attend_backward(
+        self, states: Sequence[Tensor], spans_N5: Tensor, reach: Reach, log_sums: Tensor, grads: Sequence[Tensor]
+    ) -> None:
+        """Write the gradients [B, T, heads, D] of queries, keys and values; output and its gradient follow these."""
+        layout = (_strides(states), spans_N5.contiguous(), _sizes(states))
+        self._call("attention_backward", *states, *layout, len(spans_N5), *reach, log_sums, *grads)
+
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
         values = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
         self._functions[name](*values, torch.get_num_threads())
@@ -154,6 +186,15 @@ def _declared(library: ctypes.CDLL, name: str, arguments: list[Any]) -> Any:
     function = getattr(library, name)
     function.argtypes, function.restype = arguments, None
     return function
+
+
+def _strides(states: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([stride for one in states for stride in one.stride()[:3]])
+
+
+def _sizes(states: Sequence[Tensor]) -> Tensor:
+    query, key = states[0].shape, states[1].shape
+    return torch.tensor([query[1], key[1], query[2], key[2], query[3]])
 
 
 def _fits(tensor: Tensor) -> bool:

@@ -160,7 +160,8 @@ def estimate(
     elif size(layout.typical, is_packed=is_packed) > _ALIKE * size(layout.largest, is_packed=is_packed):
         layout = replace(layout, typical=layout.largest)
     tracer = Tracer(learner)
-    costs = {rows: tracer.trace(rows) for rows in {layout.largest, layout.steepest, layout.typical, layout.small}}
+    with used(wished(train, learner.device).passes if target.is_here else None):
+        costs = {rows: tracer.trace(rows) for rows in {layout.largest, layout.steepest, layout.typical, layout.small}}
     costliest = max((costs[layout.largest], costs[layout.steepest]), key=_held_bytes)
     states = _states_bytes(draft, recipe, learner, target, costliest, is_kept=kept)
     memory, recomputed = _memory(
@@ -378,7 +379,8 @@ def _probe(
     told = shallow.sketch(recipe, precision, is_cuda=False)
     if sum(one.numel() * one.element_size() for one in told.model.parameters()) > MOST_PROBED_BYTES:
         return None
-    work = Tracer(told).whole(layout.typical)
+    with used(wished(recipe.train, told.device).passes):
+        work = Tracer(told).whole(layout.typical)
     if pace.seconds(work) > MOST_PROBED_SECONDS:
         return None
     learner, before = shallow.sketch(recipe, precision, is_cuda=False, is_real=True), torch.get_num_threads()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -27,10 +27,10 @@ from tunesmith.core.events import Emit, Warning
 from tunesmith.core.run import RunFolder
 from tunesmith.kernels.block_attention import block_attention
 from tunesmith.kernels.cross_entropy import chunked_cross_entropy
-from tunesmith.kernels.example_groups import Attend, kept
+from tunesmith.kernels.example_groups import UNLIMITED, Attend, kept
 from tunesmith.kernels.fused_lora import Terms
 from tunesmith.kernels.gated_mlp import gated_mlp
-from tunesmith.kernels.native_passes import ACTIVATIONS, SOURCE, NativePasses, used
+from tunesmith.kernels.native_passes import ACTIVATIONS, SOURCES, NativePasses, used
 from tunesmith.kernels.rms_norm import rms_norm
 from tunesmith.kernels.rotary import rotary
 from tunesmith.models.rates import compiler, processor_name
@@ -52,6 +52,7 @@ SECONDS = 120.0
 """After so many a compiler is given up."""
 LIMIT_BYTES = 2**24
 """Of all libraries that are kept, some 50 kB each."""
+_Work = Callable[[torch.dtype], list[Tensor]]
 LIBRARY, VERDICT = "passes.so", "verdict.json"
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 """Of the largest number of a result, between native and plain passes."""
@@ -99,8 +100,9 @@ def native_passes() -> Found:
     try:
         version = _run([*name.split(), "-dumpfullversion", "-dumpversion"]).strip()
         folder = Cache(user_cache() / "native", LIMIT_BYTES).open(_key(name, version), partial(_make, name))
-        passes, verdict = NativePasses(folder / LIBRARY), json.loads((folder / VERDICT).read_text(encoding="utf-8"))
-        ratio, is_right = float(verdict["ratio"]), bool(verdict["is_right"])
+        verdict = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
+        ratio, is_right, attention = float(verdict["ratio"]), bool(verdict["is_right"]), float(verdict["attention"])
+        passes = NativePasses(folder / LIBRARY, attends=attention >= WORTH_IT)
     except (OSError, AttributeError, UserError, ValueError, KeyError, subprocess.SubprocessError) as fault:
         return Found(None, f"not compiled: {_first_line(fault)}")
     by = f"{Path(name.split()[0]).name} {version}"
@@ -108,44 +110,63 @@ def native_passes() -> Found:
         return Found(None, f"what {by} made is not what PyTorch computes")
     if ratio < WORTH_IT:
         return Found(None, f"native passes by {by} are {ratio:.2f} times as fast, which does not pay")
-    return Found(passes, f"{ratio:.1f} times as fast as PyTorch's operations, by {by}")
+    of_attention = f", attention {attention:.1f} times" if passes.attends else ""
+    return Found(passes, f"{ratio:.1f} times as fast as PyTorch's operations{of_attention}, by {by}")
 
 
 def _make(name: str, draft: Path) -> None:
     """Compile, prove, and write down what came of it."""
-    object_file, library = draft / "passes.o", draft / LIBRARY
+    library = draft / LIBRARY
     threads = [] if "clang" in name else _openmp()  # clang's code calls a library of its own
     command = name.split()
-    _run([*command, *FLAGS, *(["-fopenmp"] if threads else []), "-c", str(SOURCE), "-o", str(object_file)])
-    _run([*command, "-shared", str(object_file), "-o", str(library), *threads])
-    object_file.unlink()
+    objects = []
+    for source in sorted(SOURCES.glob("*.cpp")):
+        objects.append(draft / f"{source.stem}.o")
+        _run([*command, *FLAGS, *(["-fopenmp"] if threads else []), "-c", str(source), "-o", str(objects[-1])])
+    _run([*command, "-shared", *map(str, objects), "-o", str(library), *threads])
+    for one in objects:
+        one.unlink()
     try:
-        passes = NativePasses(library)
+        verdict = _verdict(library)
     except OSError as fault:  # the folder may hold no programs, or the compiler be one for another machine
         raise ValueError("what was compiled cannot be loaded") from fault
-    (draft / VERDICT).write_text(json.dumps(_verdict(passes)), encoding="utf-8")
+    _random.cache_clear()
+    (draft / VERDICT).write_text(json.dumps(verdict), encoding="utf-8")
 
 
-def _verdict(passes: NativePasses) -> dict[str, float | bool]:
-    """Whether the passes give what their plain forms give, and how many times as fast the middle one of them is."""
+def _verdict(library: Path) -> dict[str, float | bool]:
+    """Whether the passes give what their plain forms give, and how many times as fast the middle one of them is.
+
+    Attention has a ratio of its own, 0 where the processor has not what its pass takes: there are processors that
+    have, and multiply faster in another way.
+    """
+    passes, with_attention = NativePasses(library, attends=False), NativePasses(library)
+    is_right, ratios = _compared([(work, dtype) for dtype in TOLERANCE for work in _WORKS], None, passes)
+    attention = 0.0
+    if with_attention.attends:
+        works: list[tuple[_Work, torch.dtype]] = [(work, torch.bfloat16) for work in _ATTENTIONS]
+        is_right_too, attentions = _compared(works, passes, with_attention)
+        is_right, attention = is_right and is_right_too, median(attentions)
+    return {"is_right": is_right, "ratio": median(ratios), "attention": attention}
+
+
+def _compared(
+    works: Sequence[tuple[_Work, torch.dtype]], before: NativePasses | None, after: NativePasses
+) -> tuple[bool, list[float]]:
+    """Whether the works' outputs and gradients are the same with both, and how many times as fast they are after."""
     is_right, ratios = True, []
-    for work, dtype in _works():
+    for work, dtype in works:
         results, seconds = [], []
-        for some in (None, passes):
+        for some in (before, after):
             with used(some):
-                results.append(work())
-                seconds.append(_best_seconds(work))
+                results.append(work(dtype))
+                seconds.append(_best_seconds(partial(work, dtype)))
         ratios.append(seconds[0] / seconds[1])
         for expected, found in zip(*results, strict=True):
             largest = float(expected.float().abs().max())
             difference = float((expected.float() - found.float()).abs().max())
             is_right &= difference <= TOLERANCE[dtype] * largest  # False for NaN
-    return {"is_right": is_right, "ratio": median(ratios)}
-
-
-def _works() -> list[tuple[Callable[[], list[Tensor]], torch.dtype]]:
-    """Each kernel that has native passes on random states, forward and backward: its output and gradients."""
-    return [(partial(work, dtype), dtype) for dtype in TOLERANCE for work in (_norm, _turn, _mlp, _attend, _lose)]
+    return is_right, ratios
 
 
 def _norm(dtype: torch.dtype) -> list[Tensor]:
@@ -164,13 +185,15 @@ def _mlp(dtype: torch.dtype) -> list[Tensor]:
     return [one for kind in ACTIVATIONS for one in _with_gradients(gated_mlp(x, gate, up, down, kind), x)]
 
 
-def _attend(dtype: torch.dtype) -> list[Tensor]:
+def _attend(dtype: torch.dtype, longest: int = 100, left: int = UNLIMITED, right: int = 0) -> list[Tensor]:
     query, key = _states(1, 500, 9, 64, dtype=dtype), _states(1, 500, 3, 64, dtype=dtype)
-    spans = torch.tensor([(0, start, start + 100, start, start + 100) for start in range(0, 500, 100)])
-    keys = key.transpose(1, 2)
-    num_kept = kept(spans.tolist())
-    output = block_attention(query.transpose(1, 2), keys, keys, spans, Attend(0.125), num_kept=num_kept)
-    return _with_gradients(output, query, key)
+    value = _states(1, 500, 3, 64, dtype=dtype, seed=1)
+    bounds = [(start, min(start + longest, 500)) for start in range(0, 500, longest)]
+    spans = torch.tensor([(0, *bound, *bound) for bound in bounds])
+    num_kept = kept(spans.tolist(), left, right)
+    states = [one.transpose(1, 2) for one in (query, key, value)]
+    output = block_attention(states[0], states[1], states[2], spans, Attend(0.125, left, right), num_kept=num_kept)
+    return _with_gradients(output, query, key, value)
 
 
 def _lose(dtype: torch.dtype) -> list[Tensor]:
@@ -178,8 +201,24 @@ def _lose(dtype: torch.dtype) -> list[Tensor]:
     return _with_gradients(chunked_cross_entropy(hidden, head, torch.arange(50), z_loss=0.1), hidden)
 
 
-def _states(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype).requires_grad_()
+_WORKS: tuple[_Work, ...] = (_norm, _turn, _mlp, _attend, _lose)
+"""The kernels that have native passes, each on random states, forward and backward: its output and gradients."""
+_ATTENTIONS: tuple[_Work, ...] = (
+    _attend,
+    partial(_attend, longest=190),
+    partial(_attend, longest=450, left=100),
+    partial(_attend, longest=230, right=UNLIMITED),
+)
+
+
+def _states(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return _random(shape, sum(shape) + seed).to(dtype).detach().requires_grad_()
+
+
+@cache
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Drawn once, since it would be most of the times."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _with_gradients(output: Tensor, *leaves: Tensor) -> list[Tensor]:
@@ -218,7 +257,7 @@ def _openmp() -> list[str]:
 def _key(name: str, version: str) -> str:
     """What decides the library's bytes and what they are worth."""
     here = (processor_name(), _openmp(), torch.__version__, torch.get_num_threads())
-    parts = (SOURCE.read_bytes(), name, version, FLAGS, *here)
+    parts = ([path.read_bytes() for path in sorted(SOURCES.iterdir())], name, version, FLAGS, *here)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 

@@ -37,6 +37,8 @@ _MOST_FOLLOWED, _FEW = 2**22, 2**14
 _READING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 _BLOCKS = torch.ops.tunesmith.block_attention
 _BLOCKS_BACKWARD = torch.ops.tunesmith.block_attention_backward
+_NATIVE = torch.ops.tunesmith.native_attention
+_NATIVE_BACKWARD = torch.ops.tunesmith.native_attention_backward
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -304,6 +306,10 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             pairs = _num_pairs(self._spans(spans), left=args[-5], right=args[-4])
             products = 2 if packet is _BLOCKS else 4
             return float(products * query.shape[1] * pairs * (query.shape[3] + value.shape[3]))
+        if packet in (_NATIVE, _NATIVE_BACKWARD):
+            query, spans = (args[0], args[3]) if packet is _NATIVE else (args[3], args[6])
+            pairs = _num_pairs(self._spans(spans), left=args[-2], right=args[-1])
+            return float((4 if packet is _NATIVE else 10) * query.shape[1] * pairs * query.shape[3])
         if packet in (_ATTENTION, _ATTENTION_BACKWARD):
             shapes = [tuple(one.shape) for one in args if isinstance(one, Tensor)]
             is_causal = next((one for one in [*args, *kwargs.values()] if isinstance(one, bool)), False)
