@@ -174,7 +174,7 @@ def test_sinks_and_dropout_go_the_plain_way(passes) -> None:
     with used(passes):
         with_sinks = block_attention(query, key, value, spans, Attend(0.1), sinks_H=sinks)
         without = block_attention(query, key, value, spans, Attend(0.1))
-    assert float((with_sinks.norm() / without.norm())) < 0.99
+    assert float(with_sinks.norm() / without.norm()) < 0.99
 
 
 def test_shapes_without_numbers(passes) -> None:
