@@ -164,9 +164,9 @@ class TrainSettings(Settings):
     """Compile the repeated block once (`torch.compile`; the result is kept for later runs); `auto`: where there is a
     compiler, one block was measured to gain, and the run is long enough to pay for it."""
     native: Annotated[Literal["auto", "off"], Before("off")] = "auto"
-    """On a processor, make norms, rotary positions, gated activations, softmax and losses in one call each, by a small
-    library that the machine's C++ compiler makes once in a second or two; `auto`: where there is a compiler, and what
-    it made was proven right and faster."""
+    """On a processor, make norms, rotary positions, gated activations, softmax, losses and attention in one call each,
+    by a small library that the machine's C++ compiler makes once in a few seconds; `auto`: where there is a compiler,
+    and what it made was proven right and faster."""
     recompute: NonNegativeInt | Literal["auto", "none", "all"] = "auto"
     """Blocks, from the first, that the backward pass computes again to save memory; `auto`: as many as it needs."""
     lr: PositiveFloat | Literal["auto"] = "auto"

@@ -1,6 +1,6 @@
 """The library of native passes: compiled once by the machine's C++ compiler, proven, and kept in the user's cache.
 
-It takes a second or two. What was compiled is used where it gives what the kernels' plain forms give, and sooner;
+It takes some seconds. What was compiled is used where it gives what the kernels' plain forms give, and sooner;
 whatever else happens, those are there. Nothing but the language's own library is needed, no headers of Python's or
 PyTorch's. Threads are those of PyTorch: it is linked with the OpenMP library that this process has loaded.
 """
