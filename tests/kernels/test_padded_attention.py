@@ -41,6 +41,23 @@ def test_a_model_keeps_the_attention_only_where_nothing_else_changes(architectur
     assert model.config._attn_implementation == (NAME if is_taken else before)
 
 
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_rows_behind_virtual_tokens_are_compared_by_their_own(method):
+    """Prompt and P-tuning lengthen the row, which hid real tokens from the trial; a prefix lies in a cache."""
+    model = build("methods", method).attach(tiny("llama")[0])
+    ids = torch.randint(10, 60, (3, 30), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(30)[None] < torch.tensor([30, 12, 21])[:, None]).long()
+    results = []
+    for is_given in (False, True):
+        assert not is_given or attend_padded(model, 300)
+        model.zero_grad()
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        loss.backward()
+        results.append((loss.detach(), [one.grad.clone() for one in model.parameters() if one.grad is not None]))
+    assert results[0][1]
+    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-4)
+
+
 def _mixed(architecture):
     """A bf16 encoder with LoRA and a new fp32 head, as a training of classes on a bf16 machine has it."""
     torch.manual_seed(0)

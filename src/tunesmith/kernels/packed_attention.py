@@ -263,16 +263,21 @@ def _padded_trial(model: Any, vocabulary_size: int, *, is_exact: bool = False) -
         if is_exact:
             with torch.no_grad(), torch.autocast("cpu", enabled=False), _Exact():
                 logits = model(**inputs).logits
-            return [logits[mask.bool()] if logits.shape[:2] == shape else logits]
+            return [_of_real_tokens(logits, mask)]
         with torch.enable_grad(), _leaf_embeddings(model) as leaves:
-            logits = model(**inputs).logits.float()
-            if logits.shape[:2] == shape:
-                logits = logits[mask.bool()]
+            logits = _of_real_tokens(model(**inputs).logits.float(), mask)
             return [logits.detach(), *(grad.float() for grad in torch.autograd.grad(logits.square().sum(), leaves))]
     except _REFUSALS:
         return []
     finally:
         model.train(was_training)
+
+
+def _of_real_tokens(logits: Tensor, mask_BT: Tensor) -> Tensor:
+    """Outputs where the mask is 1, behind virtual tokens; all of them where they are of rows or of other tokens."""
+    if logits.ndim < 3 or logits.shape[1] < mask_BT.shape[1]:
+        return logits
+    return logits[:, -mask_BT.shape[1] :][mask_BT.bool()]
 
 
 SAME = 1e-4
