@@ -205,3 +205,26 @@ def test_a_run_keeps_what_it_began_with(tmp_path, monkeypatch) -> None:
     assert _loop(without, events).native.passes is None
     monkeypatch.undo()
     assert _loop(without, events).native == Found(None, "no C++ compiler")  # here they would be
+
+
+@needs_compiler
+def test_a_run_keeps_its_attention(tmp_path, monkeypatch) -> None:
+    """What another verdict of the same machine says of attention changes no run that has begun."""
+    found = native_passes()
+    assert found.passes is not None
+    without = Found(found.passes.without_attention(), "slower today")
+    folder, events = tmp_path / "run", []
+    monkeypatch.setattr(native, "native_passes", lambda: without)
+    assert _loop(folder, events).native == without
+    monkeypatch.undo()
+    resumed = _loop(folder, events).native
+    assert resumed.passes is not None and not resumed.passes.attends and resumed.why == "slower today"
+    assert not [one for one in events if isinstance(one, Warning)]
+    if not found.passes.attends:
+        pytest.skip("the rest needs a processor that multiplies pairs of bf16 numbers")
+    begun = tmp_path / "begun"
+    kept = _loop(begun, events).native.passes
+    assert kept is not None and kept.attends
+    monkeypatch.setattr(native, "native_passes", lambda: without)
+    assert _loop(begun, events).native == without
+    assert ["native attention" in one.message for one in events if isinstance(one, Warning)] == [True]

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,12 @@ class NativePasses:
             of_attention = {"attention": [*[address] * 6, *numbers, *[address] * 2, whole]}
             of_attention["attention_backward"] = [*[address] * 8, *numbers, *[address] * 4, whole]
             self._functions |= {name: _declared(loaded, name, arguments) for name, arguments in of_attention.items()}
+
+    def without_attention(self) -> NativePasses:
+        """The same, but for attention."""
+        others = copy(self)
+        others.attends = False
+        return others
 
     def rms_norm(self, x: Tensor, scale_D: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """x / sqrt(mean(x^2) + epsilon) * scale in `dtype`, [..., D], and what it divides x by, inverted, [..., 1].

@@ -38,8 +38,8 @@ from tunesmith.recipe import TrainSettings
 from tunesmith.training.choices import Choice, decided
 
 STEP = "train"
-NAME = "native"
-"""Of the choice."""
+NAME, ATTENTION = "native", "native_attention"
+"""Of the choices."""
 WORTH_IT = 1.05
 """The passes are used where half of the kernels are so many times as fast as with PyTorch's operations."""
 FLAGS = (
@@ -76,12 +76,17 @@ def settle_native(run: RunFolder, settings: TrainSettings, device: torch.device,
     here = wished(settings, device)
     if settings.native == "off":
         return here
+    attends_here = here.passes is not None and here.passes.attends
     choice = decided(run, NAME, lambda: Choice(here.passes is not None, here.why))
-    if choice.value and here.passes is None:
-        text = f"the run began with native passes and goes on without ({here.why}): last digits will differ"
+    attends = decided(run, ATTENTION, lambda: Choice(attends_here, here.why)).value
+    lost = "passes" if choice.value and here.passes is None else "attention" if attends and not attends_here else ""
+    if lost:
+        text = f"the run began with native {lost} and goes on without ({here.why}): last digits will differ"
         emit(Warning(STEP, "no_native_passes", text))
         return here
-    return Found(here.passes if choice.value else None, choice.why)
+    if not choice.value or here.passes is None:
+        return Found(None, choice.why)
+    return Found(here.passes if attends == attends_here else here.passes.without_attention(), choice.why)
 
 
 def wished(settings: TrainSettings, device: torch.device) -> Found:
