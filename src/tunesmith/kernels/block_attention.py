@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.example_groups import BLOCK, LONGEST_KEPT, Attend, Block, blocks
-from tunesmith.kernels.gathering import Arrangement, arranged
+from tunesmith.kernels.gathering import Arrangement, arranged, room_like
 from tunesmith.kernels.native_attention import attends_natively, native_attention
 from tunesmith.kernels.native_passes import NO_END, native
 
@@ -127,7 +127,7 @@ def _attention_backward(  # noqa: PLR0913, PLR0917
     grad_sinks = query.new_zeros(0 if sinks is None else sinks.shape[0], dtype=torch.float32)
     found = arranged(query, key, spans)
     if found is None:
-        return *(_like(one).zero_() for one in (query, key, value)), grad_sinks  # type: ignore[return-value]
+        return *(room_like(one).zero_() for one in (query, key, value)), grad_sinks  # type: ignore[return-value]
     states = _States(found, query, key, value, Attend(scale, left, right, softcap, dropout))
     above = found.queries.gather(upstream.transpose(1, 2))
     if found.queries.padding.numel():
@@ -149,7 +149,7 @@ def _attention_backward(  # noqa: PLR0913, PLR0917
 def _(upstream: Tensor, probabilities: Tensor, *states: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     query, key, value, _, sinks, *_ = states
     num_sinks = 0 if sinks is None else sinks.shape[0]
-    return _like(query), _like(key), _like(value), query.new_empty(num_sinks, dtype=torch.float32)
+    return room_like(query), room_like(key), room_like(value), query.new_empty(num_sinks, dtype=torch.float32)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -370,9 +370,3 @@ def _without_dropped(probabilities: Tensor, gradients: Tensor) -> tuple[Tensor, 
 
 def _bits(numbers: Tensor) -> Tensor:
     return numbers.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[numbers.itemsize])
-
-
-def _like(states_BHTD: Tensor) -> Tensor:
-    """Room for a gradient whose heads lie side by side at each token, as the projections want it."""
-    batch, heads, length, width = states_BHTD.shape
-    return states_BHTD.new_empty(batch, length, heads, width).transpose(1, 2)

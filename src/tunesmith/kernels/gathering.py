@@ -72,6 +72,12 @@ def arranged(query_BHTD: Tensor, key_BKTD: Tensor, spans_N5: Tensor) -> Arrangem
     return _arranged(spans, tuple(query_BHTD.shape[:3]), tuple(key_BKTD.shape[:3]))
 
 
+def room_like(states_BHTD: Tensor) -> Tensor:
+    """Room for a gradient whose heads lie side by side at each token, as the projections want it."""
+    batch, heads, length, width = states_BHTD.shape
+    return states_BHTD.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
 @lru_cache(_KEPT)
 def _arranged(spans: bytes, query: tuple[int, int, int], key: tuple[int, int, int]) -> Arrangement | None:
     rows: Any = np.frombuffer(spans, np.int64).reshape(-1, 5).tolist()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.example_groups import Attend
+from tunesmith.kernels.gathering import room_like
 from tunesmith.kernels.native_passes import attending, used
 
 _WIDTHS = range(32, 257, 32)
@@ -60,8 +61,7 @@ def _attention(
 
 @_attention.register_fake
 def _(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    batch, heads, length, width = query.shape
-    return query.new_empty(batch, length, heads, width), _log_sums(query)
+    return room_like(query).transpose(1, 2), _log_sums(query)
 
 
 @torch.library.custom_op("tunesmith::native_attention_backward", mutates_args=(), device_types="cpu")
@@ -89,9 +89,7 @@ def _attention_backward(  # noqa: PLR0913, PLR0917 - an operator takes tensors a
 
 @_attention_backward.register_fake
 def _(upstream: Tensor, output: Tensor, log_sums: Tensor, *states: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        one.new_empty(one.shape[0], one.shape[2], one.shape[1], one.shape[3]).transpose(1, 2) for one in states[:3]
-    )
+    return tuple(room_like(one) for one in states[:3])
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -121,10 +119,9 @@ def _is_readable(states: Tensor) -> bool:
 
 def _room(states_BHTD: Tensor, spans_N5: Tensor, *, is_key: bool = False) -> Tensor:
     """Room [B, T, heads, D] for what every example writes for itself; zeros where no example may be."""
-    batch, heads, length, width = states_BHTD.shape
-    room = states_BHTD.new_empty(batch, length, heads, width)
+    room = room_like(states_BHTD).transpose(1, 2)
     first, end, other_first, other_end = spans_N5[:, (3, 4, 1, 2) if is_key else (1, 2, 3, 4)].T
-    is_whole = int(((end - first) * (other_end > other_first)).sum()) == batch * length
+    is_whole = int(((end - first) * (other_end > other_first)).sum()) == room.shape[0] * room.shape[1]
     return room if is_whole else room.zero_()
 
 

@@ -298,10 +298,28 @@ inline __m512 exponential_16(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-struct Forward {
+// What both passes read.
+struct Inputs {
     Shape shape;
     Attend attend;
     States query, key, value;
+};
+
+inline States states(const void *at, const int64_t *strides) {
+    return {static_cast<const bf16 *>(at), {strides[0], strides[1], strides[2]}};
+}
+
+// `sizes` are query heads, key heads, queries, keys and width; `strides` the batch's, head's and token's of each input.
+inline Inputs inputs(const void *query, const void *key, const void *value, const int64_t *strides,
+                     const int64_t *sizes, Attend attend) {
+    return {{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]},
+            attend,
+            states(query, strides),
+            states(key, strides + 3),
+            states(value, strides + 6)};
+}
+
+struct Forward : Inputs {
     bf16 *out;        // [B, T, H, D]
     float *log_sums;  // [B, T, H]
 
@@ -424,10 +442,8 @@ struct Forward {
     }
 };
 
-struct Backward {
-    Shape shape;
-    Attend attend;
-    States query, key, value, output, above;
+struct Backward : Inputs {
+    States output, above;
     const float *log_sums;
     bf16 *grad_query, *grad_key, *grad_value;  // [B, T, heads, D]
 
@@ -568,25 +584,14 @@ template <class Pass> void every(const Pass &pass, const int64_t *rows, long cou
     }
 }
 
-inline States states(const void *at, const int64_t *strides) {
-    return {static_cast<const bf16 *>(at), {strides[0], strides[1], strides[2]}};
-}
-
 }  // namespace
 
-// `sizes` are query heads, key heads, queries, keys and width; `strides` the batch's, head's and token's of each input.
+// Strides and sizes are as `inputs` takes them; those of the output and its gradient follow.
 extern "C" void attention(const void *query, const void *key, const void *value, const int64_t *strides,
                           const int64_t *spans, const int64_t *sizes, long count, float scale, long left, long right,
                           bf16 *out, float *log_sums, int threads) {
-    const Shape shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-    every(Forward{shape,
-                  {scale, left, right},
-                  states(query, strides),
-                  states(key, strides + 3),
-                  states(value, strides + 6),
-                  out,
-                  log_sums},
-          spans, count, threads);
+    const Inputs read = inputs(query, key, value, strides, sizes, {scale, left, right});
+    every(Forward{read, out, log_sums}, spans, count, threads);
 }
 
 extern "C" void attention_backward(const void *query, const void *key, const void *value, const void *output,
@@ -594,17 +599,8 @@ extern "C" void attention_backward(const void *query, const void *key, const voi
                                    const int64_t *sizes, long count, float scale, long left, long right,
                                    const float *log_sums, bf16 *grad_query, bf16 *grad_key, bf16 *grad_value,
                                    int threads) {
-    const Shape shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-    every(Backward{shape,
-                   {scale, left, right},
-                   states(query, strides),
-                   states(key, strides + 3),
-                   states(value, strides + 6),
-                   states(output, strides + 9),
-                   states(above, strides + 12),
-                   log_sums,
-                   grad_query,
-                   grad_key,
+    const Inputs read = inputs(query, key, value, strides, sizes, {scale, left, right});
+    every(Backward{read, states(output, strides + 9), states(above, strides + 12), log_sums, grad_query, grad_key,
                    grad_value},
           spans, count, threads);
 }
